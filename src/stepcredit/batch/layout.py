@@ -1,0 +1,103 @@
+"""Compaction: from padded or packed token axes to the response tokens that count, and back."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stepcredit.errors import InputError
+from stepcredit.ops.segments import Segments
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the response tokens of the rollouts that count stand in a batch's token axes.
+
+    All credit is computed on these N packed tokens; whatever else the tensors hold (padding, tool output, excluded
+    rollouts) is never read, so nothing there can leak.
+
+    Attributes:
+        shape: The shape of a token tensor: [batch, time] padded, [tokens] packed.
+        tokens: int64 [N], each response token's index into a flattened token tensor.
+        live: int64 [R], the rows of the batch that count: not masked out, and with a response token.
+        rows: Cuts the N tokens into the R live rollouts.
+    """
+
+    shape: torch.Size
+    tokens: Tensor
+    live: Tensor
+    rows: Segments
+
+    @classmethod
+    def of(cls, response_mask: Tensor, row_mask: Tensor | None, cu_seqlens: Tensor | None) -> "Layout":
+        """Finds the response tokens; the arguments are the `RolloutBatch` fields of the same names."""
+        if cu_seqlens is None:
+            counted = response_mask if row_mask is None else response_mask & row_mask[:, None]
+            lengths = counted.sum(1)
+        else:
+            sequences = torch.arange(cu_seqlens.numel() - 1, device=cu_seqlens.device)
+            row = sequences.repeat_interleave(cu_seqlens.diff())
+            counted = response_mask if row_mask is None else response_mask & row_mask[row]
+            lengths = torch.bincount(row[counted], minlength=sequences.numel())
+        live = lengths.nonzero().squeeze(1)
+        tokens = counted.flatten().nonzero().squeeze(1)
+        return cls(response_mask.shape, tokens, live, Segments.from_lengths(lengths[live]))
+
+    def pack(self, x: Tensor) -> Tensor:
+        """A token tensor (``shape``) -> its response tokens [N]."""
+        return x.flatten()[self.tokens]
+
+    def unpack(self, packed: Tensor, *, fill: float, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+        """[N] -> a token tensor (``shape``) that holds ``fill`` everywhere else; written to ``out`` if given.
+
+        Raises:
+            InputError: ``out`` has another shape or dtype, or is not contiguous.
+        """
+        if out is None:
+            out = torch.empty(self.shape, dtype=dtype, device=packed.device)
+        elif out.shape != self.shape or out.dtype != dtype or not out.is_contiguous():
+            raise InputError(
+                f"`out` must be a contiguous {dtype} tensor of shape {list(self.shape)}; "
+                f"got {out.dtype} of shape {list(out.shape)}{'' if out.is_contiguous() else ', not contiguous'}."
+            )
+        out.fill_(fill)
+        out.view(-1)[self.tokens] = packed.to(dtype)
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """The steps of a process signal on packed tokens: what its pools count, once each.
+
+    With step ids a step is the run of tokens that share one; without, every covered token is a step of its own.
+
+    Attributes:
+        ends: int64 [M], the packed index of each step's last token.
+        of_token: int64 [N], the step of each token; -1 where the signal does not cover it.
+    """
+
+    ends: Tensor
+    of_token: Tensor
+
+    @classmethod
+    def of(cls, rows: Segments, covered: Tensor, step_ids: Tensor | None) -> "Steps":
+        """From the covered tokens (bool [N]) and their step ids (int64 [N], or None for token-level signals)."""
+        at = covered.nonzero().squeeze(1)
+        if step_ids is None:
+            is_end = torch.ones_like(at, dtype=torch.bool)
+        else:
+            row, step = rows.ids[at], step_ids[at]
+            is_end = torch.ones_like(at, dtype=torch.bool)
+            is_end[:-1] = (row[1:] != row[:-1]) | (step[1:] != step[:-1])
+        of_token = torch.full_like(rows.ids, -1)
+        of_token[at] = is_end.long().cumsum(0) - is_end.long()
+        return cls(at[is_end], of_token)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """[M] -> [N]: every token gets its step's value; 0 where uncovered."""
+        padded = torch.cat([values, values.new_zeros(1)])  # index -1 reads the appended zero
+        return padded[self.of_token]
+
+    def place(self, values: Tensor) -> Tensor:
+        """[M] -> [N]: each step's value on its last token, 0 elsewhere."""
+        return values.new_zeros(self.of_token.numel()).index_copy_(0, self.ends, values)

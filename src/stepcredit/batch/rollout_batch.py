@@ -1,0 +1,300 @@
+"""`RolloutBatch`: rollouts as tensors, validated once, in one of two layouts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepcredit.batch import checks
+from stepcredit.batch.layout import Layout, Steps
+from stepcredit.errors import InputError
+
+ROW_FIELDS = {"rewards": "float", "format_rewards": "float", "format_ok": "bool", "correct": "bool", "row_mask": "bool"}
+TOKEN_FIELDS = {
+    "response_mask": "bool",
+    "process_rewards": "float",
+    "step_ids": "int",
+    "process_mask": "bool",
+    "old_logprobs": "float",
+    "ref_logprobs": "float",
+    "teacher_logprobs": "float",
+    "base_logprobs": "float",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class RolloutBatch:
+    """B rollouts in groups, with everything that an estimator may read. Validated once; never mutated.
+
+    Token fields are [batch, time], or [tokens] in the packed layout (see `from_packed`). Only response tokens of rows
+    that count are ever read: padding, tool output and excluded rows may hold anything, nan included.
+
+    Attributes:
+        response_mask: bool [batch, time]; True = sampled by the policy and trained on. Holes (tool output) and rows
+            without a True are allowed.
+        group_ids: int [batch]; any labels. Groups may be ragged, unsorted, and split across ranks.
+        rewards: float [batch], the outcome reward; None for pure process supervision.
+        format_rewards: float [batch].
+        format_ok: bool [batch], which responses comply with the format. Default: format_rewards > 0 if all are 0 or 1.
+        extra_rewards: dict of name -> float [batch], further reward channels.
+        process_rewards: float [batch, time], the process signal; constant within a step when step_ids is given.
+        step_ids: int [batch, time], the step of each token: never decreasing along a rollout, -1 = not covered.
+            None: the signal is token-level.
+        process_mask: bool [batch, time], tokens that the signal covers (default: all response tokens; with step_ids,
+            those of a step).
+        correct: bool [batch]; default: rewards > 0.
+        row_mask: bool [batch], False for rows that count in nothing (padding rows, unscorable, truncated).
+        old_logprobs: float [batch, time], nats, under the policy that sampled.
+        ref_logprobs: float [batch, time], nats, under the frozen reference.
+        teacher_logprobs: float [batch, time], nats, under the teacher.
+        base_logprobs: float [batch, time], nats, under the base model of generalized distillation.
+        cu_seqlens: int [batch + 1], packed layout only: rollout i's tokens are cu_seqlens[i]:cu_seqlens[i + 1].
+
+    Raises:
+        InputError: A field breaks its rule; the message names the field, the rule and the fact.
+
+    Example:
+        >>> batch = RolloutBatch(
+        ...     torch.tensor([[True, True, True], [True, True, False]]),
+        ...     group_ids=torch.tensor([0, 0]),
+        ...     rewards=torch.tensor([1.0, 0.0]),
+        ... )
+        >>> batch
+        RolloutBatch(2 rollouts, 5 response tokens, padded; rewards)
+    """
+
+    response_mask: Tensor
+    group_ids: Tensor
+    rewards: Tensor | None = None
+    _: KW_ONLY
+    format_rewards: Tensor | None = None
+    format_ok: Tensor | None = None
+    extra_rewards: Mapping[str, Tensor] | None = None
+    process_rewards: Tensor | None = None
+    step_ids: Tensor | None = None
+    process_mask: Tensor | None = None
+    correct: Tensor | None = None
+    row_mask: Tensor | None = None
+    old_logprobs: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+    teacher_logprobs: Tensor | None = None
+    base_logprobs: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+
+    @classmethod
+    def from_lists(
+        cls,
+        response_mask: Sequence[Sequence[bool]] | Sequence[int],
+        group_ids: Sequence[int],
+        rewards: Sequence[float] | None = None,
+        *,
+        dtype: torch.dtype = torch.float64,
+        **fields: Any,
+    ) -> "RolloutBatch":
+        """A padded batch from ragged Python lists.
+
+        Args:
+            response_mask: One list of bools a rollout, or simply each rollout's number of response tokens.
+            group_ids: One integer a rollout.
+            rewards: One number a rollout.
+            dtype: The dtype of float fields; Python's own precision by default.
+            **fields: Any other field, by name; token fields as one list a rollout, each as long as its mask.
+
+        Raises:
+            InputError: A list has the wrong length, or a field breaks its rule.
+
+        Example:
+            >>> RolloutBatch.from_lists([2, 1], [0, 0], [1.0, 0.0], step_ids=[[0, 1], [0]],
+            ...                         process_rewards=[[0.5, 0.1], [0.2]])
+            RolloutBatch(2 rollouts, 3 response tokens, padded; rewards, process_rewards, step_ids)
+        """
+        masks = [[True] * row if isinstance(row, int) else list(row) for row in response_mask]
+        lengths = [len(row) for row in masks]
+        fields = {"response_mask": masks, "group_ids": group_ids, "rewards": rewards, **fields}
+        tensors: dict[str, Any] = {}
+        for name, value in fields.items():
+            if value is None:
+                continue
+            if name in TOKEN_FIELDS:
+                tensors[name] = _pad_lists(name, value, lengths, dtype)
+            elif name == "extra_rewards":
+                checks.check_extra(value)
+                tensors[name] = {key: torch.tensor(channel, dtype=dtype) for key, channel in value.items()}
+            else:
+                tensors[name] = _list_tensor(name, value, ROW_FIELDS.get(name, "int"), dtype)
+        return _construct(cls, tensors)
+
+    @classmethod
+    def from_packed(
+        cls,
+        values: Mapping[str, Tensor],
+        cu_seqlens: Tensor,
+        group_ids: Tensor,
+        rewards: Tensor | None = None,
+        **row_fields: Any,
+    ) -> "RolloutBatch":
+        """A batch in the packed layout: all rollouts' tokens in one axis, as flash attention takes them.
+
+        Args:
+            values: Token fields by name, each [tokens]. Without "response_mask" every token is a response token.
+            cu_seqlens: int [batch + 1], rising from 0: rollout i's tokens are cu_seqlens[i]:cu_seqlens[i + 1].
+            group_ids: int [batch].
+            rewards: float [batch].
+            **row_fields: Any other [batch] field, by name.
+
+        Returns:
+            A batch whose credit comes out packed too, [tokens].
+
+        Raises:
+            InputError: As for the constructor.
+
+        Example:
+            >>> RolloutBatch.from_packed({"process_rewards": torch.tensor([0.5, 0.1, 0.2])},
+            ...                          torch.tensor([0, 2, 3]), torch.tensor([0, 0]), torch.tensor([1.0, 0.0]))
+            RolloutBatch(2 rollouts, 3 response tokens, packed; rewards, process_rewards)
+        """
+        unknown = sorted(set(values) - set(TOKEN_FIELDS))
+        if unknown:
+            raise InputError(f"`values` must hold token fields ({', '.join(TOKEN_FIELDS)}); got {unknown[0]!r}.")
+        cu_seqlens = checks.as_tensor("cu_seqlens", cu_seqlens, "int", None)
+        mask = values.get("response_mask")
+        if mask is None:
+            n_tokens = int(cu_seqlens[-1]) if cu_seqlens.numel() else 0
+            mask = torch.ones(max(n_tokens, 0), dtype=torch.bool, device=cu_seqlens.device)
+        fields = {**values, "response_mask": mask, "group_ids": group_ids, "rewards": rewards, **row_fields}
+        return _construct(cls, {**fields, "cu_seqlens": cu_seqlens})
+
+    def __post_init__(self) -> None:
+        """Converts and checks every field, once."""
+        mask = self._set("response_mask", "bool", None)
+        groups = self._set("group_ids", "int", mask.device)
+        if self.cu_seqlens is None:
+            if mask.ndim != 2:
+                raise InputError(f"`response_mask` must have shape [batch, time]; got {list(mask.shape)}.")
+            batch = mask.shape[:1]
+        else:
+            cu_seqlens = self._set("cu_seqlens", "int", mask.device)
+            checks.check_shape("response_mask", mask, torch.Size([mask.numel()]), "[tokens]")
+            checks.check_cu_seqlens(cu_seqlens, mask.numel())
+            batch = torch.Size([cu_seqlens.numel() - 1])
+        checks.check_shape("group_ids", groups, batch, "[batch]")
+        for names, shape, axes in ((ROW_FIELDS, batch, "[batch]"), (TOKEN_FIELDS, mask.shape, self._token_axes)):
+            for name, kind in names.items():
+                if getattr(self, name) is not None:
+                    checks.check_shape(name, self._set(name, kind, mask.device), shape, axes)
+        if self.extra_rewards is not None:
+            checks.check_extra(self.extra_rewards)
+            extra = {name: checks.as_tensor(name, x, "float", mask.device) for name, x in self.extra_rewards.items()}
+            for name, x in extra.items():
+                checks.check_shape(f"extra_rewards[{name!r}]", x, batch, "[batch]")
+            object.__setattr__(self, "extra_rewards", extra)
+        self._check_values()
+
+    def _set(self, name: str, kind: str, device: torch.device | None) -> Tensor:
+        x = checks.as_tensor(name, getattr(self, name), kind, device)
+        object.__setattr__(self, name, x)
+        return x
+
+    def _check_values(self) -> None:
+        layout = self.layout
+        channels = {"rewards": self.rewards, "format_rewards": self.format_rewards, **(self.extra_rewards or {})}
+        for name, x in channels.items():
+            if x is not None:
+                checks.check_rows(name, x, layout.live)
+        checks.check_format(self.format_rewards, self.format_ok, layout.live)
+        if self.step_ids is not None:
+            checks.check_steps(layout.pack(self.step_ids), self.covered, layout)
+        if self.process_rewards is not None:
+            checks.check_tokens("process_rewards", self.process_rewards, layout, self.covered)
+            if self.step_ids is not None:
+                checks.check_constant_in_steps(layout.pack(self.process_rewards), self.steps, layout)
+        for name in ("old_logprobs", "ref_logprobs", "teacher_logprobs", "base_logprobs"):
+            x = getattr(self, name)
+            if x is not None:
+                checks.check_tokens(name, x, layout)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the response tokens that count stand."""
+        return Layout.of(self.response_mask, self.row_mask, self.cu_seqlens)
+
+    @cached_property
+    def covered(self) -> Tensor:
+        """Bool [N]: which response tokens the process signal covers."""
+        covered = torch.ones_like(self.layout.tokens, dtype=torch.bool)
+        if self.step_ids is not None:
+            covered &= self.layout.pack(self.step_ids) >= 0
+        if self.process_mask is not None:
+            covered &= self.layout.pack(self.process_mask)
+        return covered
+
+    @cached_property
+    def steps(self) -> Steps:
+        """The steps of the process signal, on packed tokens."""
+        step_ids = None if self.step_ids is None else self.layout.pack(self.step_ids)
+        return Steps.of(self.layout.rows, self.covered, step_ids)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What credit comes out as: float64 if any float field is float64, else float32."""
+        candidates = [getattr(self, name) for name, kind in (ROW_FIELDS | TOKEN_FIELDS).items() if kind == "float"]
+        candidates += list((self.extra_rewards or {}).values())
+        wide = any(x is not None and x.dtype == torch.float64 for x in candidates)
+        return torch.float64 if wide else torch.float32
+
+    def __len__(self) -> int:
+        """The number of rollouts, B, with those that do not count."""
+        return self.group_ids.numel()
+
+    def __repr__(self) -> str:
+        names = [name for name in (*ROW_FIELDS, "extra_rewards", *TOKEN_FIELDS) if getattr(self, name) is not None]
+        given = ", ".join(name for name in names if name != "response_mask")
+        layout = "padded" if self.cu_seqlens is None else "packed"
+        return f"RolloutBatch({len(self)} rollouts, {self.layout.rows.size} response tokens, {layout}; {given})"
+
+    def replace(self, **changes: Any) -> "RolloutBatch":
+        """A copy with some fields changed, validated again.
+
+        Raises:
+            InputError: A name is no field, or a field breaks its rule.
+        """
+        unknown = sorted(set(changes) - set(self.__dataclass_fields__))
+        if unknown:
+            raise InputError(f"`replace` must get fields of RolloutBatch; got {unknown[0]!r}.")
+        return replace(self, **changes)
+
+    @property
+    def _token_axes(self) -> str:
+        return "[batch, time]" if self.cu_seqlens is None else "[tokens]"
+
+
+def _construct(cls: type[RolloutBatch], fields: Mapping[str, Any]) -> RolloutBatch:
+    unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
+    if unknown:
+        raise InputError(f"`{unknown[0]}` must be a field of RolloutBatch ({', '.join(cls.__dataclass_fields__)}).")
+    return cls(**fields)
+
+
+def _list_tensor(name: str, value: Any, kind: str, dtype: torch.dtype) -> Tensor:
+    dtypes = {"bool": torch.bool, "int": torch.int64, "float": dtype}
+    try:
+        return torch.tensor(value, dtype=dtypes[kind])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"`{name}` must be one {kind} a rollout; got {error}.") from None
+
+
+def _pad_lists(name: str, rows: Sequence[Sequence[Any]], lengths: Sequence[int], dtype: torch.dtype) -> Tensor:
+    if len(rows) != len(lengths):
+        raise InputError(f"`{name}` must have one list a rollout, {len(lengths)}; got {len(rows)}.")
+    kind = TOKEN_FIELDS[name]
+    fill: Any = {"bool": False, "int": -1, "float": 0.0}[kind]
+    padded = []
+    for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        if len(row) != length:
+            raise InputError(f"`{name}` must have one entry a token; got {len(row)} for {length} tokens in row {i}.")
+        padded.append(list(row) + [fill] * (max(lengths) - length))
+    x = _list_tensor(name, padded, kind, dtype)
+    return x.reshape(len(lengths), max(lengths, default=0))

@@ -1,0 +1,134 @@
+"""Rollouts as text and token ids: what tasks grade and signals score, before anything is a tensor."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+from stepcredit.errors import InputError
+
+
+class Span(NamedTuple):
+    """Characters ``[start, end)`` of one completion; a Python slice of the exact completion text."""
+
+    start: int
+    end: int
+
+
+class ScoredSpan(NamedTuple):
+    """A character span and the process score that a signal gives it (unit: the signal's own)."""
+
+    start: int
+    end: int
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class Rollouts:
+    """A batch of rollouts as text: B prompts with one completion each, in groups.
+
+    Every field is a sequence of length B. Nested sequences are ragged, one entry a token (or span) of that
+    rollout's completion. All character positions count Python characters of the exact completion text.
+
+    Attributes:
+        prompts: The prompt texts.
+        completions: The completion texts, byte for byte as sampled (tool output included, where there is any).
+        group_ids: An integer label a rollout; rollouts that share a label answer the same prompt.
+        token_ids: The policy's sampled token ids.
+        offsets: For each token its characters ``(start, end)`` in the completion; ``start == end`` for a token
+            without characters (end of sequence, say). In order: neither bound ever decreases.
+        response_mask: For each token, True where the policy sampled it and trains on it (False: tool output).
+        references: The gold answer a rollout, in whatever form its task grades against.
+        steps: The reasoning steps of each completion, as character spans in order (what a text signal scores).
+        turns: The policy's turns of each completion, as character spans in order (None: one turn, all of it).
+        old_logprobs: For each token its log-probability under the policy that sampled it, in nats.
+        ref_logprobs: The same under the frozen reference policy.
+        teacher_logprobs: The same under a distillation teacher.
+        base_logprobs: The same under the base model of generalized distillation.
+
+    Raises:
+        InputError: A field's length is not B, a ragged row's length is not its rollout's token count, or a span
+            is out of its completion or out of order.
+
+    Example:
+        >>> rollouts = Rollouts(["1+1="], ["2"], group_ids=[0], offsets=[[(0, 1)]])
+        >>> len(rollouts), rollouts.token_counts
+        (1, [1])
+    """
+
+    prompts: Sequence[str]
+    completions: Sequence[str]
+    group_ids: Sequence[int]
+    token_ids: Sequence[Sequence[int]] | None = None
+    offsets: Sequence[Sequence[tuple[int, int]]] | None = None
+    response_mask: Sequence[Sequence[bool]] | None = None
+    references: Sequence[str] | None = None
+    steps: Sequence[Sequence[Span]] | None = None
+    turns: Sequence[Sequence[Span]] | None = None
+    old_logprobs: Sequence[Sequence[float]] | None = None
+    ref_logprobs: Sequence[Sequence[float]] | None = None
+    teacher_logprobs: Sequence[Sequence[float]] | None = None
+    base_logprobs: Sequence[Sequence[float]] | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every length and span once."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and len(value) != len(self.prompts):
+                raise InputError(
+                    f"`{field.name}` must have one entry a rollout; got {len(value)} for {len(self.prompts)} prompts."
+                )
+        counts = self.token_counts
+        for name in _TOKEN_FIELDS:
+            for row, values in enumerate(getattr(self, name) or ()):
+                if counts is not None and len(values) != counts[row]:
+                    raise InputError(
+                        f"`{name}` must have one entry a token; got {len(values)} for {counts[row]} tokens, row {row}."
+                    )
+        for name in ("offsets", "steps", "turns"):
+            for row, spans in enumerate(getattr(self, name) or ()):
+                check_spans(name, row, spans, self.completions[row])
+
+    def __len__(self) -> int:
+        """The number of rollouts, B."""
+        return len(self.prompts)
+
+    @property
+    def token_counts(self) -> list[int] | None:
+        """The number of tokens of each completion, from the first token field present; None without any."""
+        for name in _TOKEN_FIELDS:
+            rows = getattr(self, name)
+            if rows is not None:
+                return [len(row) for row in rows]
+        return None
+
+    def replace(self, **changes: Any) -> "Rollouts":
+        """A copy with some fields changed, checked again."""
+        return replace(self, **changes)
+
+
+_TOKEN_FIELDS = (
+    "token_ids", "offsets", "response_mask", "old_logprobs", "ref_logprobs", "teacher_logprobs", "base_logprobs",
+)  # fmt: skip
+
+
+def check_spans(name: str, row: int, spans: Sequence[tuple[int, int]], text: str) -> None:
+    """Refuses spans that leave the text or run backward.
+
+    Token offsets may overlap (two tokens that share one multi-byte character); steps and turns may not.
+
+    Raises:
+        InputError: Names the field, the row, the span and what is wrong with it.
+    """
+    previous = (0, 0)
+    for span in spans:
+        start, end = span[0], span[1]
+        if not 0 <= start <= end <= len(text):
+            raise InputError(
+                f"`{name}` must lie inside the completion; got ({start}, {end}) of {len(text)} characters, row {row}."
+            )
+        overlap = start < previous[0] or end < previous[1] if name == "offsets" else start < previous[1]
+        if overlap:
+            raise InputError(
+                f"`{name}` must be in order; got ({start}, {end}) after ({previous[0]}, {previous[1]}) in row {row}."
+            )
+        previous = (start, end)

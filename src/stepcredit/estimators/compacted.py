@@ -1,0 +1,115 @@
+"""What an estimator reads: the batch's response tokens and live rollouts, packed, in float64."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from stepcredit.batch import RolloutBatch
+from stepcredit.batch.layout import Steps
+from stepcredit.errors import InputError
+from stepcredit.ops.groups import Pool, ProcessGroup, all_reduce
+from stepcredit.ops.segments import Segments
+
+
+@dataclass(frozen=True, eq=False)
+class Compacted:
+    """A batch without what does not count: R live rollouts, N response tokens, M steps of the process signal.
+
+    Per-rollout tensors are float64 [R], per-token ones float64 [N], per-step ones float64 [M]. The pools reach over
+    all ranks of the process group.
+
+    Attributes:
+        batch: The validated batch.
+        process_group: The ranks that share groups, or None.
+    """
+
+    batch: RolloutBatch
+    process_group: ProcessGroup | None = None
+
+    @property
+    def rows(self) -> Segments:
+        """Cuts the N tokens into R rollouts."""
+        return self.batch.layout.rows
+
+    @property
+    def steps(self) -> Steps:
+        """The M steps of the process signal."""
+        return self.batch.steps
+
+    @cached_property
+    def groups(self) -> Pool:
+        """The group of each of the R rollouts."""
+        return Pool.of(self.batch.group_ids[self.batch.layout.live], self.process_group)
+
+    @cached_property
+    def token_groups(self) -> Pool:
+        """The group of each of the N tokens."""
+        return self.groups.select(self.rows.ids)
+
+    @cached_property
+    def step_groups(self) -> Pool:
+        """The group of each of the M steps."""
+        return self.groups.select(self.step_rows)
+
+    @cached_property
+    def positions(self) -> Pool:
+        """Pools of the tokens of one group at one position."""
+        longest = torch.tensor([self.rows.max_length], device=self.rows.offsets.device)
+        return self.token_groups.split(self.rows.positions, int(all_reduce(longest, self.process_group, "max")))
+
+    @cached_property
+    def step_rows(self) -> Tensor:
+        """int64 [M]: the rollout of each step."""
+        return self.rows.ids[self.steps.ends]
+
+    def per_rollout(self, name: str) -> Tensor | None:
+        """The row field as float64 [R]; None if the batch does not have it."""
+        x = getattr(self.batch, name)
+        return None if x is None else self._live(x)
+
+    def per_token(self, name: str) -> Tensor:
+        """The token field as float64 [N]; the batch must have it."""
+        return self.batch.layout.pack(getattr(self.batch, name)).double()
+
+    @cached_property
+    def channels(self) -> dict[str, Tensor]:
+        """The reward channels that the batch has: "outcome", "format" and the extra ones, float64 [R] each."""
+        batch = self.batch
+        named = {"outcome": batch.rewards, "format": batch.format_rewards, **(batch.extra_rewards or {})}
+        return {name: self._live(x) for name, x in named.items() if x is not None}
+
+    @cached_property
+    def signal(self) -> Tensor:
+        """float64 [N]: the process signal, 0 on the tokens that it does not cover."""
+        return torch.where(self.batch.covered, self.per_token("process_rewards"), 0.0)
+
+    @cached_property
+    def step_signal(self) -> Tensor:
+        """float64 [M]: the process signal, each step once."""
+        return self.signal[self.steps.ends]
+
+    @cached_property
+    def correct(self) -> Tensor:
+        """Bool [R]: which rollouts are correct; by default those with a positive outcome reward."""
+        live = self.batch.layout.live
+        if self.batch.correct is not None:
+            return self.batch.correct[live]
+        if self.batch.rewards is None:
+            raise InputError("`correct` must be given when the batch has no `rewards` to read it from; got None.")
+        return self.batch.rewards[live] > 0
+
+    @cached_property
+    def violates(self) -> Tensor | None:
+        """Bool [R]: which rollouts break the format; None if the batch does not say."""
+        if self.batch.format_ok is not None:
+            return ~self.batch.format_ok[self.batch.layout.live]
+        return None if self.batch.format_rewards is None else ~(self.channels["format"] > 0)
+
+    def at_last_token(self, x: Tensor) -> Tensor:
+        """[R] -> [N]: each rollout's value on its last token, 0 elsewhere."""
+        return x.new_zeros(self.rows.size).index_copy_(0, self.rows.last, x)
+
+    def _live(self, x: Tensor) -> Tensor:
+        return x[self.batch.layout.live].double()

@@ -1,0 +1,33 @@
+"""Dr. GRPO: GRPO's advantage without the division by the standard deviation."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from stepcredit.estimators.base import Assignment, RewardSum
+from stepcredit.estimators.compacted import Compacted
+from stepcredit.ops.scaling import center, on_rollouts
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrGRPO(RewardSum):
+    """The reward minus its group's mean, on every token.
+
+        A[i, t] = R_i - mean R
+
+    The other half of the method, a loss without the division by the response's length, is the trainer's.
+
+    Example:
+        >>> from stepcredit import RolloutBatch
+        >>> DrGRPO()(RolloutBatch.from_lists([1, 1], [0, 0], [1.0, 0.0])).advantages.tolist()
+        [[0.5], [-0.5]]
+
+    Reference:
+        Liu et al., arXiv 2503.20783.
+    """
+
+    type: ClassVar[str] = "dr_grpo"
+
+    def assign(self, view: Compacted) -> Assignment:
+        """The centered reward, on every token."""
+        per_rollout = on_rollouts(lambda x: center(x, view.groups), view.groups, self.singletons)
+        return Assignment.linear(self.weighted(view), lambda x: view.rows.spread(per_rollout(x)))

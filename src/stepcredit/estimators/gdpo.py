@@ -1,0 +1,62 @@
+"""GDPO: every reward channel standardized on its own before they are summed."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from stepcredit.estimators.base import Assignment, RewardSum, option, total
+from stepcredit.estimators.compacted import Compacted
+from stepcredit.ops.groups import Pool
+from stepcredit.ops.scaling import LinearMap, on_rollouts, standardizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class GDPO(RewardSum):
+    """Group reward-decoupled policy optimization.
+
+        a_i = sum over channels c of w_c (R_c,i - mean R_c) / (std R_c + std_eps) over i's group
+        A[i, t] = (a_i - mean a) / (std a + std_eps) over the batch
+
+    Attributes:
+        w_format: Weight of the format channel, 1 by default: several channels are what the scheme is for.
+        whiten_over: The batch's "rollouts" (as TRL, whose std_eps is 1e-4) or its response "tokens" (as verl, whose
+            singletons are "raw").
+        std_eps: Added to both standard deviations.
+        correction: Delta degrees of freedom of both.
+
+    Degenerate cases:
+        A channel that is constant in a group adds 0 there; a batch of equal sums gets exactly 0.
+
+    Example:
+        >>> from stepcredit import RolloutBatch
+        >>> batch = RolloutBatch.from_lists([1, 1], [0, 0], [1.0, 0.0], format_rewards=[1.0, 1.0])
+        >>> GDPO(correction=0, std_eps=0.0)(batch).advantages.tolist()
+        [[1.0], [-1.0]]
+
+    Reference:
+        Liu et al., GDPO, arXiv 2601.05242.
+    """
+
+    type: ClassVar[str] = "gdpo"
+    w_format: float = 1.0
+    whiten_over: Literal["rollouts", "tokens"] = "rollouts"
+    std_eps: float = option(1e-6, at_least=0)
+    correction: int = option(1, at_least=0)
+
+    def assign(self, view: Compacted) -> Assignment:
+        """The channels' z-scores summed, and the sum's z-score over the batch."""
+        channels = {}
+        for name, weight in self.weights(view).items():
+            x = view.channels[name]
+            z = self._scale(x, view.groups)
+            channels[name] = weight * on_rollouts(z, view.groups, self.singletons)(x)
+        if self.whiten_over == "tokens":
+            channels = {name: view.rows.spread(x) for name, x in channels.items()}
+            batch = view.token_groups.merged()
+            return Assignment.linear(channels, self._scale(total(channels), batch))
+        z = self._scale(total(channels), view.groups.merged())
+        return Assignment.linear(channels, lambda x: view.rows.spread(z(x)))
+
+    def _scale(self, x: Tensor, pool: Pool) -> LinearMap:
+        return standardizer(x, pool, std_eps=self.std_eps, correction=self.correction)

@@ -1,0 +1,75 @@
+"""PRIME: dense rewards from an implicit process reward model, with a leave-one-out baseline."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from stepcredit.estimators.base import Assignment, Estimator, total
+from stepcredit.estimators.compacted import Compacted
+from stepcredit.ops.returns import return_to_go
+from stepcredit.ops.scaling import leave_one_out, whitener
+
+PROCESS_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class PRIME(Estimator):
+    """Process reinforcement through implicit rewards: the estimator of the authors' public code.
+
+    ``process_rewards`` holds the implicit reward of each token, beta (log pi_phi - log pi_ref). It is read token by
+    token, with step ids too, which then only say what is covered.
+
+        p = process_rewards, 0 at the response's last token, over the batch's max |reverse cumulative sum| + 1e-6
+        b[i, t] = n / (n - 1) (p[i, t] - mean of the group's m_j),  m_j = mean of p over response j       ("code")
+        A = whitened( return-to-go of b + leave-one-out outcome )  over the batch's response tokens
+
+    Attributes:
+        token_baseline: "code" as above, or "paper": p[i, t] minus the mean of the *other* responses' m_j.
+        process_norm: "batch_max" as above, or None for the signal as it is.
+
+    Degenerate cases:
+        A group of one gets 0 from both sources, before whitening. Uncovered tokens have p = b = 0 and no part in m_j.
+
+    Example:
+        >>> from stepcredit import RolloutBatch
+        >>> batch = RolloutBatch.from_lists([1, 1], [0, 0], [1.0, 0.0], process_rewards=[[0.3], [0.1]])
+        >>> [round(a, 4) for [a] in PRIME()(batch).advantages.tolist()]
+        [0.7071, -0.7071]
+
+    Reference:
+        Cui et al., PRIME, arXiv 2502.01456; "code" is its recipe for verl, which departs from the paper's equation.
+    """
+
+    type: ClassVar[str] = "prime"
+    requires = frozenset({"rewards", "process_rewards"})
+    token_baseline: Literal["code", "paper"] = "code"
+    process_norm: Literal["batch_max"] | None = "batch_max"
+
+    def assign(self, view: Compacted) -> Assignment:
+        """Both sources' returns, summed one to one and whitened."""
+        outcome = leave_one_out(view.channels["outcome"], view.groups)
+        returns = {
+            "outcome": return_to_go(view.at_last_token(outcome), view.rows),
+            "process": return_to_go(self._centered_process(view), view.rows),
+        }
+        return Assignment.linear(returns, whitener(total(returns), view.token_groups.merged()))
+
+    def _centered_process(self, view: Compacted) -> Tensor:
+        """b, float64 [N]: the scaled implicit reward minus its baseline, 0 where uncovered."""
+        p = view.signal.index_fill(0, view.rows.last, 0.0)
+        batch = view.token_groups.merged()
+        if self.process_norm == "batch_max":
+            p = p / (batch.max(return_to_go(p, view.rows).abs()).clamp(min=0) + PROCESS_NORM_EPS)
+        covered = view.rows.sum(view.batch.covered.double())
+        scored = covered > 0
+        means = torch.where(scored, view.rows.sum(p) / covered.clamp(min=1), 0.0)
+        peers = view.groups.select(scored)
+        n = view.token_groups.spread(peers.count).double()
+        if self.token_baseline == "code":
+            b = n / (n - 1).clamp(min=1) * (p - view.token_groups.spread(peers.mean(means[scored])))
+        else:
+            others = view.groups.spread(peers.sum(means[scored])) - means
+            b = p - view.rows.spread(others) / (n - 1).clamp(min=1)
+        return torch.where(view.batch.covered & (n > 1), b, 0.0)

@@ -1,0 +1,58 @@
+"""REINFORCE++: discounted token returns, whitened over the whole batch."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from stepcredit.estimators.base import Assignment, RewardSum, option, total
+from stepcredit.estimators.compacted import Compacted
+from stepcredit.ops.returns import return_to_go
+from stepcredit.ops.scaling import center, on_rollouts, whitener
+
+
+@dataclass(frozen=True, kw_only=True)
+class REINFORCEpp(RewardSum):
+    """REINFORCE++ and its baseline variant.
+
+        G[t] = sum over u >= t of gamma^(u - t) r[u],   r = step signals at step ends + R_i at the last token
+        A = (G - mean G) / sqrt(var G + 1e-8) over all response tokens of the batch
+
+    Attributes:
+        gamma: Discount a response token.
+        w_process: Weight of the process signal; it takes part if the batch has one.
+        baseline: REINFORCE++-baseline instead: R_i minus its group's mean on every token, whitened the same way. It
+            reads no process signal; ``gamma`` and ``w_process`` have no part in it.
+
+    Degenerate cases:
+        A batch whose returns are all equal, or of one token, gets exactly 0.
+
+    Example:
+        >>> from stepcredit import RolloutBatch
+        >>> batch = RolloutBatch.from_lists([1, 1], [0, 1], [1.0, 0.0])
+        >>> [round(a, 4) for [a] in REINFORCEpp()(batch).advantages.tolist()]
+        [0.7071, -0.7071]
+
+    Reference:
+        Hu, REINFORCE++, arXiv 2501.03262. The process signal's weight is an addition.
+    """
+
+    type: ClassVar[str] = "reinforce_pp"
+    gamma: float = option(1.0, at_least=0, at_most=1)
+    w_process: float = 1.0
+    baseline: bool = False
+
+    def assign(self, view: Compacted) -> Assignment:
+        """Whitened returns."""
+        returns = self._centered_rewards(view) if self.baseline else self._returns(view)
+        return Assignment.linear(returns, whitener(total(returns), view.token_groups.merged()))
+
+    def _centered_rewards(self, view: Compacted) -> dict[str, Tensor]:
+        per_rollout = on_rollouts(lambda x: center(x, view.groups), view.groups, self.singletons)
+        return {name: view.rows.spread(per_rollout(x)) for name, x in self.weighted(view).items()}
+
+    def _returns(self, view: Compacted) -> dict[str, Tensor]:
+        placed = {name: view.at_last_token(x) for name, x in self.weighted(view).items()}
+        if view.batch.process_rewards is not None:
+            placed["process"] = view.steps.place(self.w_process * view.step_signal)
+        return {name: return_to_go(x, view.rows, self.gamma) for name, x in placed.items()}

@@ -1,0 +1,31 @@
+"""RLOO: each rollout's baseline is the mean reward of the others."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from stepcredit.estimators.base import Assignment, RewardSum
+from stepcredit.estimators.compacted import Compacted
+from stepcredit.ops.scaling import leave_one_out, on_rollouts
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLOO(RewardSum):
+    """REINFORCE with a leave-one-out baseline.
+
+        A[i, t] = R_i - mean of the other rollouts' R = G / (G - 1) (R_i - mean R)
+
+    Example:
+        >>> from stepcredit import RolloutBatch
+        >>> RLOO()(RolloutBatch.from_lists([1, 1], [0, 0], [1.0, 0.0])).advantages.tolist()
+        [[1.0], [-1.0]]
+
+    Reference:
+        Ahmadian et al., arXiv 2402.14740.
+    """
+
+    type: ClassVar[str] = "rloo"
+
+    def assign(self, view: Compacted) -> Assignment:
+        """The reward minus its leave-one-out baseline, on every token."""
+        per_rollout = on_rollouts(lambda x: leave_one_out(x, view.groups), view.groups, self.singletons)
+        return Assignment.linear(self.weighted(view), lambda x: view.rows.spread(per_rollout(x)))

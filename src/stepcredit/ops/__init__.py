@@ -1,0 +1,1 @@
+"""Pure functions on packed values: segments, pools and their scalings, sums along time, log-probabilities."""
