@@ -291,10 +291,10 @@ def _pad_lists(name: str, rows: Sequence[Sequence[Any]], lengths: Sequence[int],
         raise InputError(f"`{name}` must have one list a rollout, {len(lengths)}; got {len(rows)}.")
     kind = TOKEN_FIELDS[name]
     fill: Any = {"bool": False, "int": -1, "float": 0.0}[kind]
-    padded = []
+    longest, padded = max(lengths, default=0), []
     for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         if len(row) != length:
             raise InputError(f"`{name}` must have one entry a token; got {len(row)} for {length} tokens in row {i}.")
-        padded.append(list(row) + [fill] * (max(lengths) - length))
+        padded.append(list(row) + [fill] * (longest - length))
     x = _list_tensor(name, padded, kind, dtype)
-    return x.reshape(len(lengths), max(lengths, default=0))
+    return x.reshape(len(lengths), longest)

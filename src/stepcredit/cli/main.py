@@ -1,0 +1,44 @@
+"""``stepcredit VERB ...``: exit codes 0 ok, 1 a named error in one line on stderr, 2 usage."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from stepcredit.cli import demo, score, segment
+from stepcredit.errors import StepCreditError
+
+VERBS = (demo, score, segment)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb.
+
+    Args:
+        argv: The words after the program's name; the process's own by default.
+
+    Returns:
+        The exit code. (Usage errors and ``--help`` leave through argparse, with 2 and 0.)
+    """
+    parser = argparse.ArgumentParser(prog="stepcredit", description="Process-level credit assignment for RL of LLMs.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb in VERBS:
+        sub = verbs.add_parser(verb.NAME, help=verb.HELP, description=verb.__doc__)
+        verb.add_arguments(sub)
+        sub.add_argument("--json", action="store_true", help="print the result as one JSON object")
+        sub.set_defaults(run=verb.run, show=verb.show)
+    args = parser.parse_args(argv)
+    try:
+        result = args.run(args)
+        print(json.dumps(result, ensure_ascii=False) if args.json else args.show(result), flush=True)
+    except BrokenPipeError:  # the reader of our output left; that is its right
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (StepCreditError, OSError) as error:
+        print(f"stepcredit {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"stepcredit {args.verb}: interrupted; nothing was left half-written", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,95 @@
+"""Per-token credit for a file of rollouts, to a file, and as a page to look at."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from stepcredit.config import build_estimator, build_signal, parse_overrides
+from stepcredit.errors import InputError
+from stepcredit.estimators import ESTIMATORS
+from stepcredit.lab.page import write_page
+from stepcredit.lab.rollout_files import read_rollouts
+from stepcredit.lab.score import load_tokenizer, score_rollouts
+from stepcredit.lab.summary import summarize
+from stepcredit.lab.write_rows import check_folder, check_target, write_rows
+from stepcredit.signals import SIGNALS
+
+NAME = "score"
+HELP = "per-token credit for a file of rollouts"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    parser.add_argument("rollouts", metavar="IN", help="rollouts: .jsonl, .json or .parquet, also .gz")
+    parser.add_argument(
+        "--estimator",
+        action="append",
+        required=True,
+        metavar="NAME",
+        help=f"{', '.join(ESTIMATORS)}, or package.module:Class; repeat to compare",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of the estimators"
+    )
+    parser.add_argument("--signal", metavar="NAME", help=f"{', '.join(SIGNALS)}, or package.module:Class")
+    parser.add_argument(
+        "--signal-set", action="append", default=[], metavar="OPTION=VALUE", help="an option of the signal"
+    )
+    parser.add_argument("--by", default="lines", help="steps of a text signal: lines, paragraphs, sentences, marker")
+    parser.add_argument("--marker", help="what ends a step, with --by marker")
+    parser.add_argument("--tokenizer", metavar="NAME", help="hub name or folder; words without one")
+    parser.add_argument("--limit", type=int, help="read at most this many rows")
+    parser.add_argument("--out", required=True, help="per-token credit: .jsonl, .jsonl.gz or .parquet")
+    parser.add_argument("--html", metavar="PAGE", help="also write a self-contained page")
+    parser.add_argument("--html-groups", type=int, default=20, help="groups on the page (default 20)")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Reads, scores, writes; nothing is written before everything is computed."""
+    begun = time.perf_counter()
+    check_target(args.out)
+    if Path(args.out).exists() and Path(args.rollouts).exists() and Path(args.out).samefile(args.rollouts):
+        raise InputError(f"`--out` must not be the input; got {args.out!r} for both.")
+    if args.html:
+        check_folder("--html", args.html)
+    if args.html_groups < 1:
+        raise InputError(f"`--html-groups` must be at least 1; got {args.html_groups}.")
+    options = parse_overrides(args.set)
+    estimators = [build_estimator(name, options) for name in args.estimator]
+    signal = build_signal(args.signal, parse_overrides(args.signal_set)) if args.signal else None
+    if args.signal_set and not args.signal:
+        raise InputError("`--signal-set` must come with `--signal`; got no signal.")
+    tokenize = load_tokenizer(args.tokenizer) if args.tokenizer else None
+    file = read_rollouts(args.rollouts, args.limit)
+    scored = score_rollouts(file, estimators, signal=signal, by=args.by, marker=args.marker, tokenize=tokenize)
+    summary = summarize(scored)
+    write_rows(args.out, [row for result in scored for row in result.rows()])
+    if args.html:
+        write_page(args.html, scored, groups=args.html_groups, title=Path(args.rollouts).name)
+    written = {"out": args.out, **({"html": args.html} if args.html else {})}
+    return {**summary, **written, "seconds": round(time.perf_counter() - begun, 3)}
+
+
+def show(result: dict[str, Any]) -> str:
+    """The summary as lines of text."""
+    lines = [
+        f"{result['rollouts']} rollouts in {result['groups']} groups, {result['tokens']} tokens, "
+        f"{result['excluded_rows']} rows that count in nothing, {result['singleton_groups']} groups of one"
+    ]
+    if result["ignored_fields"]:
+        lines.append(f"fields that nothing read: {', '.join(result['ignored_fields'])}")
+    lines.append(
+        f"{'estimator':<14} {'mean |credit|':>13} {'silent groups':>13} {'varied rows':>11}  share of |credit| by term"
+    )
+    for row in result["estimators"]:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in row["shares"].items())
+        numbers = f"{row['mean_abs_credit']:>13.4f} {row['silent_groups']:>13} {row['varied_rows']:>11}"
+        lines.append(f"{row['estimator']:<14} {numbers}  {shares}")
+    extra = {name: n for name, n in result["counts"].items() if n}
+    if extra:
+        lines.append("; ".join(f"{name.replace('_', ' ')}: {n}" for name, n in extra.items()))
+    lines += [f"note: {note}" for note in result["notes"]]
+    pages = f" and {result['html']}" if "html" in result else ""
+    lines.append(f"wrote {result['out']}{pages} in {result['seconds']:.1f} s")
+    return "\n".join(lines)

@@ -1,0 +1,209 @@
+"""The one place where character spans become policy tokens, and the proof that they did."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+from stepcredit.batch.rollouts import Rollouts, ScoredSpan, Span, check_spans
+from stepcredit.errors import InputError
+
+Offsets = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Where the spans of one completion went.
+
+    Attributes:
+        step_ids: For each token the index of its span; -1 where it is uncovered or masked. A span keeps its own
+            index, so a span without tokens leaves a gap. Never decreases over the covered tokens.
+        uncovered: The trainable tokens that belong to no span, by index.
+        empty_spans: The spans that own no trainable token, by index.
+    """
+
+    step_ids: list[int]
+    uncovered: list[int]
+    empty_spans: list[int]
+
+
+@dataclass(frozen=True)
+class ProjectedScores:
+    """A text signal on the tokens of a batch, ragged: [batch][tokens], and what it does not reach.
+
+    Attributes:
+        process_rewards: The score of the token's span, in the signal's unit; 0.0 where there is none.
+        step_ids: The index of the token's span; -1 where there is none. Says which zeros are scores.
+        uncovered: For each rollout its trainable tokens without a score, by index.
+        empty_spans: For each rollout the scored spans that own no trainable token, by index: lost scores.
+    """
+
+    process_rewards: list[list[float]]
+    step_ids: list[list[int]]
+    uncovered: list[list[int]]
+    empty_spans: list[list[int]]
+
+    @property
+    def uncovered_count(self) -> int:
+        """The number of trainable tokens without a score, over the batch."""
+        return sum(map(len, self.uncovered))
+
+    @property
+    def empty_span_count(self) -> int:
+        """The number of scored spans that own no trainable token, over the batch."""
+        return sum(map(len, self.empty_spans))
+
+
+def project(
+    spans: Sequence[Span | ScoredSpan], offsets: Offsets, text: str, response_mask: Sequence[bool] | None = None
+) -> Projection:
+    r"""Gives each trainable token of one completion to at most one character span.
+
+    A token belongs to the span that holds most of its non-space characters; on a tie (as when it has only spaces),
+    most of its characters; then to the earlier span. Characters outside every span do not vote, so one character
+    inside a span is enough. A token without characters belongs where the trainable token before it does (so an
+    end-of-sequence token ends the last step). Linear in tokens, spans and characters.
+
+    Args:
+        spans: Character spans of ``text``, in order, not overlapping; gaps are allowed. Shape: [spans].
+        offsets: The characters of each token, as `token_offsets` gives them. Shape: [tokens].
+        text: The completion, which tells spaces from other characters.
+        response_mask: True where the policy sampled the token; None: everywhere. Shape: [tokens]. Other tokens get
+            -1 and change nothing for the rest.
+
+    Returns:
+        The `Projection`: each trainable token is either in one span or in ``uncovered``.
+
+    Raises:
+        InputError: Spans or offsets leave the text or run backward, spans overlap, or the lengths differ.
+
+    Degenerate cases:
+        - A token with characters, none of which lies in a span: uncovered, and so are tokens without characters
+          that follow it.
+        - A token without characters before every trainable token: uncovered.
+        - A span without characters owns no token.
+
+    Example:
+        >>> project([Span(0, 3), Span(3, 5)], [(0, 2), (2, 5), (5, 7), (7, 7)], "a+ bb\n\n")
+        Projection(step_ids=[0, 1, -1, -1], uncovered=[2, 3], empty_spans=[])
+    """
+    check_spans("spans", 0, [(span[0], span[1]) for span in spans], text)
+    check_spans("offsets", 0, offsets, text)
+    if response_mask is not None and len(response_mask) != len(offsets):
+        raise InputError(
+            f"`response_mask` must have one entry a token; got {len(response_mask)} for {len(offsets)} tokens."
+        )
+    return _project(spans, offsets, text, response_mask)
+
+
+def token_spans(step_ids: Sequence[int], offsets: Offsets) -> dict[int, Span]:
+    """The character spans that a projection credits: the way back from tokens.
+
+    Args:
+        step_ids: The span index of each token, -1 for none. Shape: [tokens].
+        offsets: The characters of each token. Shape: [tokens].
+
+    Returns:
+        For each span index in use, in order, from the first to the last character of its tokens. Equal to the
+        projected span where that starts and ends with a token.
+
+    Raises:
+        InputError: The lengths differ.
+
+    Degenerate cases:
+        - A token without characters extends nothing.
+        - Masked tokens between two tokens of a span lie inside the result.
+
+    Example:
+        >>> token_spans([0, 2, 2, -1], [(0, 2), (2, 4), (4, 4), (4, 6)])
+        {0: Span(start=0, end=2), 2: Span(start=2, end=4)}
+    """
+    if len(step_ids) != len(offsets):
+        raise InputError(f"`step_ids` must have one entry a token; got {len(step_ids)} for {len(offsets)} tokens.")
+    found: dict[int, Span] = {}
+    for step, (start, end) in zip(step_ids, offsets, strict=True):
+        if step >= 0 and start < end:
+            found[step] = Span(found[step].start if step in found else start, end)
+    return found
+
+
+def project_scores(rollouts: Rollouts, scores: Sequence[Sequence[ScoredSpan]]) -> ProjectedScores:
+    """Puts a text signal's scores on the policy's tokens.
+
+    Args:
+        rollouts: The rollouts that were scored; must have ``offsets``. Without ``response_mask`` all tokens count.
+        scores: The scored character spans of each completion, in order, not overlapping. Shape: [batch][spans].
+
+    Returns:
+        The `ProjectedScores`: for each token its span's score and index by the rule of `project`, with the tokens
+        and the spans that found no partner.
+
+    Raises:
+        InputError: ``rollouts`` has no offsets, ``scores`` has another length, a score is nan or infinite, or a
+            span leaves its completion or overlaps the one before; the message names the row.
+
+    Degenerate cases:
+        - A rollout without scored spans: zeros, with every trainable token uncovered.
+
+    Example:
+        >>> rollouts = Rollouts(["1+1="], ["2."], group_ids=[0], offsets=[[(0, 1), (1, 2)]])
+        >>> project_scores(rollouts, [[ScoredSpan(0, 1, 0.9)]])
+        ProjectedScores(process_rewards=[[0.9, 0.0]], step_ids=[[0, -1]], uncovered=[[1]], empty_spans=[[]])
+    """
+    if rollouts.offsets is None:
+        raise InputError("`rollouts` must have offsets; got none. Make them with `token_offsets`.")
+    if len(scores) != len(rollouts):
+        raise InputError(f"`scores` must have one entry a rollout; got {len(scores)} for {len(rollouts)} rollouts.")
+    result = ProjectedScores([], [], [], [])
+    for row, (spans, offsets, text) in enumerate(zip(scores, rollouts.offsets, rollouts.completions, strict=True)):
+        check_spans("scores", row, [(span[0], span[1]) for span in spans], text)
+        for index, (start, end, score) in enumerate(spans):
+            if not isfinite(score):
+                raise InputError(
+                    f"`scores` must be finite; got {score} for span {index}, ({start}, {end}), in row {row}. "
+                    "Leave a span out to leave it unscored."
+                )
+        mask = None if rollouts.response_mask is None else rollouts.response_mask[row]
+        projection = _project(spans, offsets, text, mask)
+        result.process_rewards.append([float(spans[step][2]) if step >= 0 else 0.0 for step in projection.step_ids])
+        result.step_ids.append(projection.step_ids)
+        result.uncovered.append(projection.uncovered)
+        result.empty_spans.append(projection.empty_spans)
+    return result
+
+
+def _project(
+    spans: Sequence[tuple[int, int] | tuple[int, int, float]], offsets: Offsets, text: str, mask: Sequence[bool] | None
+) -> Projection:
+    """`project` without its checks."""
+    step_ids: list[int] = []
+    uncovered: list[int] = []
+    first = 0  # the first span that the tokens have not passed; token starts never decrease, so it only moves on
+    previous = -1
+    for token, (start, end) in enumerate(offsets):
+        if mask is not None and not mask[token]:
+            step_ids.append(-1)
+            continue
+        if start < end:
+            while first < len(spans) and spans[first][1] <= start:
+                first += 1
+            previous = _owner(spans, first, start, end, text)
+        step_ids.append(previous)
+        if previous < 0:
+            uncovered.append(token)
+    owners = set(step_ids)
+    return Projection(step_ids, uncovered, [span for span in range(len(spans)) if span not in owners])
+
+
+def _owner(
+    spans: Sequence[tuple[int, int] | tuple[int, int, float]], first: int, start: int, end: int, text: str
+) -> int:
+    """The span, from ``first`` on, that owns the characters ``[start, end)``; -1 for none."""
+    owner, most = -1, (0, 0)
+    for index in range(first, len(spans)):
+        if spans[index][0] >= end:
+            break
+        shared = text[max(start, spans[index][0]) : min(end, spans[index][1])]
+        votes = (sum(map(len, shared.split())), len(shared))
+        if votes > most:
+            owner, most = index, votes
+    return owner

@@ -1,0 +1,257 @@
+"""The built-in task: a labelled running total modulo m, exact to grade step by step, learnable from scratch.
+
+    prompt      a:3b:+5c:*2d:-7       start at 3; add 5; times 2; minus 7
+    solution    b:3+5=8               one reduction a line: label, running total, operation, new total
+                c:8*2=6
+                d:6-7=9
+                answer: 9
+
+Every line ends in a newline, the answer line too. The labels turn "which operation is next" into a look-up, so a
+very small model learns the form and what is left to learn is the arithmetic. The number of operations is the
+difficulty; the chance of a blind guess is 1 / modulus.
+"""
+
+import random
+import re
+from dataclasses import dataclass
+
+from stepcredit.batch import ScoredSpan
+from stepcredit.errors import InputError
+from stepcredit.tasks.grading import Grade
+
+LABELS = "abcdefghijklmnopqrstuvwxyz"
+STEP_KINDS = ("one", "merged", "repeated", "alien", "malformed", "answer")
+
+_PROMPT_PART = re.compile(r"([a-z]):([+*-]?)(0|[1-9][0-9]{0,3})")
+_LINE = re.compile(r"([a-z]):(0|[1-9][0-9]{0,3})((?:[+*-](?:0|[1-9][0-9]{0,3}))+)=(0|[1-9][0-9]{0,3})")
+_APPLIED = re.compile(r"([+*-])([0-9]+)")
+_ANSWER = re.compile(r"answer: (0|[1-9][0-9]{0,3})")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One arithmetic problem.
+
+    Attributes:
+        prompt: What the model reads.
+        answer: The gold final total, as the model must write it.
+        start: The first total.
+        operations: ``(operator, operand)`` in order; operators are ``+``, ``-``, ``*``.
+    """
+
+    prompt: str
+    answer: str
+    start: int
+    operations: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    r"""The running-total task.
+
+    Args:
+        operations: Operations a problem, 1 to 25 (one label each, ``b`` to ``z``).
+        modulus: Totals and operands lie in ``[0, modulus)``; 2 to 1000. A guess is right 1 time in ``modulus``.
+
+    Raises:
+        InputError: An argument is out of its range.
+
+    Degenerate cases:
+        ``operations=1`` has ``3 * modulus**2`` problems in all, so seeds soon repeat one.
+
+    Example:
+        >>> task = Arithmetic()
+        >>> problem = task.parse("a:3b:+5c:*2d:-7")
+        >>> print(task.solution(problem), end="")
+        b:3+5=8
+        c:8*2=6
+        d:6-7=9
+        answer: 9
+        >>> grade = task.grade(problem, "b:3+5=8\nc:8*2=7\nd:7-7=0\nanswer: 0\n")
+        >>> grade.outcome, [step.score for step in grade.steps]
+        (0.0, [1.0, 0.0, 0.0, 0.0])
+    """
+
+    operations: int = 6
+    modulus: int = 10
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        for name, low, high in (("operations", 1, len(LABELS) - 1), ("modulus", 2, 1000)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not low <= value <= high:
+                raise InputError(f"`{name}` must be a whole number from {low} to {high}; got {value!r}.")
+
+    def problem(self, seed: int) -> Problem:
+        """The problem of a seed, the same on every machine: operators and operands are uniform."""
+        rng = random.Random(seed)  # noqa: S311 - reproducible sampling, no secret
+        start = rng.randrange(self.modulus)
+        drawn = tuple((rng.choice("+-*"), rng.randrange(self.modulus)) for _ in range(self.operations))
+        prompt = f"a:{start}" + "".join(f"{LABELS[i + 1]}:{op}{y}" for i, (op, y) in enumerate(drawn))
+        return self._problem(prompt, start, drawn)
+
+    def parse(self, prompt: str) -> Problem:
+        """Reads a prompt back; any number of operations is accepted, so that difficulties can be mixed.
+
+        Raises:
+            InputError: The text is not a prompt of this task and modulus.
+        """
+        parts = list(_PROMPT_PART.finditer(prompt))
+        labels = "".join(part[1] for part in parts)
+        whole = "".join(part[0] for part in parts) == prompt and labels == LABELS[: len(labels)] and len(labels) > 1
+        if not whole or parts[0][2] or not all(part[2] for part in parts[1:]):
+            raise InputError(f"`prompt` must look like 'a:3b:+5c:*2'; got {prompt[:80]!r}.")
+        numbers = [int(part[3]) for part in parts]
+        if max(numbers) >= self.modulus:
+            raise InputError(f"`prompt` must have numbers below modulus {self.modulus}; got {max(numbers)}.")
+        operations = tuple((part[2], number) for part, number in zip(parts[1:], numbers[1:], strict=True))
+        return self._problem(prompt, numbers[0], operations)
+
+    def solution(self, problem: Problem) -> str:
+        """The gold chain: one operation a line, then the answer line."""
+        return self.sample_solution(problem, 0, slip=0.0, product_bug=0.0, merge=0.0, merge_slip=0.0, repeat=0.0)
+
+    def sample_solution(
+        self,
+        problem: Problem,
+        seed: int,
+        *,
+        slip: float = 0.06,
+        product_bug: float = 0.5,
+        merge: float = 0.15,
+        merge_slip: float = 0.4,
+        repeat: float = 0.15,
+    ) -> str:
+        """A noisy tutor's chain, well formed but often wrong: rollouts without a model, or demonstrations.
+
+        The tutor carries its own totals, so one error spoils what follows; its answer line states its last total.
+        The default rates leave reinforcement learning room to gain and a process signal room to be gamed: about
+        1 chain in 4 of six operations modulo 10 ends right (0.26), 1 in 5 of eight.
+
+        Args:
+            problem: The problem to solve.
+            seed: Chooses the noise; independent of the problem's own seed.
+            slip: Probability that a line's result is off by a random amount.
+            product_bug: Probability that a line with a product is one too high (a systematic misconception).
+            merge: Probability that a line takes two operations at once.
+            merge_slip: Probability that a merged line's result is off by a random amount.
+            repeat: Probability that a line is written again (and again: below 1).
+
+        Returns:
+            The completion text; always in the task's form.
+
+        Raises:
+            InputError: A probability is outside [0, 1], or ``repeat`` is 1.
+
+        Degenerate cases:
+            All rates 0: exactly ``solution(problem)``.
+
+        Example:
+            >>> task = Arithmetic(operations=2)
+            >>> problem = task.parse("a:3b:+5c:*2")
+            >>> print(task.sample_solution(problem, 0, slip=0, product_bug=1, merge=0, repeat=0), end="")
+            b:3+5=8
+            c:8*2=7
+            answer: 7
+        """
+        rates = {"slip": slip, "product_bug": product_bug, "merge": merge, "merge_slip": merge_slip, "repeat": repeat}
+        for name, rate in rates.items():
+            if not 0.0 <= rate <= 1.0 or (name == "repeat" and rate == 1.0):
+                raise InputError(f"`{name}` must be a probability (`repeat` below 1); got {rate}.")
+        rng = random.Random(f"{seed}:{problem.prompt}")  # noqa: S311 - reproducible sampling, no secret
+        total, done, lines = problem.start, 0, []
+        while done < len(problem.operations):
+            count = 2 if done + 2 <= len(problem.operations) and rng.random() < merge else 1
+            taken = problem.operations[done : done + count]
+            done += count
+            result = self._apply(total, taken)
+            if count == 2 and rng.random() < merge_slip:
+                result = (result + rng.randrange(1, self.modulus)) % self.modulus
+            elif any(op == "*" for op, _ in taken) and rng.random() < product_bug:
+                result = (result + 1) % self.modulus
+            elif rng.random() < slip:
+                result = (result + rng.randrange(1, self.modulus)) % self.modulus
+            line = f"{LABELS[done]}:{total}{''.join(f'{op}{y}' for op, y in taken)}={result}\n"
+            lines.append(line)
+            while rng.random() < repeat:
+                lines.append(line)
+            total = result
+        return "".join(lines) + f"answer: {total}\n"
+
+    def grade(self, problem: Problem | str, completion: str, *, finished: bool = True) -> Grade:
+        r"""Grades the answer, the form and every line, exactly.
+
+        A step is one line with its newline; steps cover the whole completion. Its score is 1.0 while the prefix
+        up to and including it is right and 0.0 from the first error on. Its kind says what the line is:
+
+        - ``one``: takes the next operation from the running total (the total the model last claimed);
+        - ``merged``: takes the next two or more operations at once;
+        - ``repeated``: the same text as the reduction line before it; as right as that one was;
+        - ``alien``: well formed, but another label, total or operation than comes next;
+        - ``malformed``: not a line of this task (an answer line before the last line, too);
+        - ``answer``: the last line, ``answer: N``. Right when every operation was taken and N is the gold answer.
+
+        Args:
+            problem: The problem, or its prompt.
+            completion: The exact text that the model wrote.
+            finished: False where generation was cut by a length limit.
+
+        Returns:
+            The grade. ``outcome`` looks at the answer line alone: a lucky guess counts there, not in its step.
+            ``format_ok`` asks for reductions of any sort, then an answer line, finished.
+
+        Raises:
+            InputError: A prompt string is not one of this task (the completion never raises).
+
+        Degenerate cases:
+            Empty text: no steps, outcome 0. A cut answer line (no newline, not finished) may lack digits and is
+            no answer. Time is linear in the text.
+        """
+        problem = self.parse(problem) if isinstance(problem, str) else problem
+        lines = completion.split("\n")
+        lines = [line + "\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
+        total, done, last = problem.start, 0, None
+        steps: list[ScoredSpan] = []
+        kinds: list[str] = []
+        prefix_ok, position, answer = True, 0, None
+        for number, line in enumerate(lines):
+            body = line.removesuffix("\n")
+            complete = finished or body != line
+            stated = _ANSWER.fullmatch(body) if number == len(lines) - 1 and complete else None
+            reduction = _LINE.fullmatch(body) if complete and stated is None else None
+            if stated:
+                answer = stated[1]
+                kind, ok = "answer", answer == problem.answer and done == len(problem.operations)
+            elif reduction is None:
+                kind, ok = "malformed", False
+            elif body == last:
+                kind, ok = "repeated", True  # if that line was wrong, the prefix is wrong already
+            else:
+                kind, ok, count = self._reduction(problem, done, total, reduction)
+                if count:
+                    done, total = done + count, int(reduction[4])
+                last = body
+            prefix_ok = prefix_ok and ok
+            steps.append(ScoredSpan(position, position + len(line), float(prefix_ok)))
+            kinds.append(kind)
+            position += len(line)
+        format_ok = finished and answer is not None and len(lines) > 1 and "malformed" not in kinds
+        outcome = float(answer == problem.answer)
+        reason = "no answer line" if answer is None else "right" if outcome else "wrong"
+        return Grade(outcome, float(format_ok), format_ok, tuple(steps), tuple(kinds), answer is not None, reason)
+
+    def _reduction(self, problem: Problem, done: int, total: int, line: re.Match[str]) -> tuple[str, bool, int]:
+        """Kind of a well-formed line, whether its result is right, and how many operations it takes."""
+        written = [(op, int(y)) for op, y in _APPLIED.findall(line[3])]
+        taken = problem.operations[done : done + len(written)]
+        if int(line[2]) != total or tuple(written) != taken or line[1] != LABELS[done + len(written)]:
+            return "alien", False, 0
+        return "one" if len(taken) == 1 else "merged", int(line[4]) == self._apply(total, taken), len(taken)
+
+    def _apply(self, total: int, operations: tuple[tuple[str, int], ...]) -> int:
+        for op, y in operations:
+            total = (total + y if op == "+" else total - y if op == "-" else total * y) % self.modulus
+        return total
+
+    def _problem(self, prompt: str, start: int, operations: tuple[tuple[str, int], ...]) -> Problem:
+        return Problem(prompt, str(self._apply(start, operations)), start, operations)

@@ -1,0 +1,53 @@
+"""What a task says of one completion: outcome, format, and a ground-truth score a step where the task has one."""
+
+from dataclasses import dataclass
+
+from stepcredit.batch import ScoredSpan
+from stepcredit.errors import InputError
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The verdict of a task on one completion. Grading never raises on model text: it grades.
+
+    Attributes:
+        outcome: Reward of the final answer, 1.0 right and 0.0 wrong (or absent, or unreadable).
+        format_reward: Reward of the form alone, in [0, 1].
+        format_ok: True where the form is exactly the one the task asks for.
+        steps: Ground-truth process scores, as spans of the exact completion in order; empty where the task
+            grades only the answer.
+        kinds: One word a step, in the task's own vocabulary; empty, or as long as ``steps``.
+        parsed: False where no answer could be read. Such a completion never has a positive outcome.
+        reason: A short word on how the verdict came about, for counting.
+
+    Raises:
+        InputError: ``kinds`` and ``steps`` differ in length, or an unread answer is rewarded.
+
+    Degenerate cases:
+        An empty completion has no steps.
+
+    Example:
+        >>> grade = Grade(1.0, steps=(ScoredSpan(0, 4, 1.0), ScoredSpan(4, 9, 0.0)), kinds=("one", "merged"))
+        >>> grade.first_error, Grade(1.0).first_error
+        (1, None)
+    """
+
+    outcome: float
+    format_reward: float = 0.0
+    format_ok: bool = False
+    steps: tuple[ScoredSpan, ...] = ()
+    kinds: tuple[str, ...] = ()
+    parsed: bool = True
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        """Checks the two invariants that readers of a grade rely on."""
+        if self.kinds and len(self.kinds) != len(self.steps):
+            raise InputError(f"`kinds` must have one word a step; got {len(self.kinds)} for {len(self.steps)} steps.")
+        if self.outcome > 0 and not self.parsed:
+            raise InputError(f"`outcome` must be 0 where no answer was parsed; got {self.outcome}.")
+
+    @property
+    def first_error(self) -> int | None:
+        """Index of the first step scored 0; None where every step is right (or there is none)."""
+        return next((index for index, step in enumerate(self.steps) if step.score == 0.0), None)
