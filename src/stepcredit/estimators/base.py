@@ -133,6 +133,8 @@ class RewardSum(Estimator):
     def __post_init__(self) -> None:
         """Checks every option, the weights of extra rewards among them."""
         super().__post_init__()
+        if not isinstance(self.w_extra, Mapping):
+            raise InputError(f"`w_extra` must be a mapping of channel names to weights; got {self.w_extra!r}.")
         for name, weight in self.w_extra.items():
             check_option(type(self).__name__, f"w_extra[{name!r}]", weight, float, {})
 

@@ -1,0 +1,236 @@
+"""The verbs as their user runs them: files in, files out, one line for every error."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import stepcredit as sc
+from stepcredit.cli import main
+
+ROWS: list[dict[str, Any]] = [
+    {"prompt": "2+2?", "completion": "2+2=4.\nSo 4", "group": "a", "reward": 1.0, "steps": [{"end": 7, "score": 0.9}, {"end": 11, "score": 0.8}]},
+    {"prompt": "2+2?", "completion": "2+2=5.\nSo 5", "group": "a", "reward": 0.0, "steps": [{"end": 7, "score": 0.1}, {"end": 11, "score": None}]},
+    {"prompt": "1+1?", "completion": "<b>two</b> 🎉", "group": "b", "reward": None, "steps": []},
+]  # fmt: skip
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
+    assert main([*argv, "--json"]) == 0
+    out: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(list(argv)) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "parquet"])
+def test_score_equals_the_library(tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str) -> None:
+    out = tmp_path / f"credit.{ending}"
+    summary = run(
+        capsys, "score", write(tmp_path / "in.jsonl", ROWS), "--estimator", "pass", "--set", "k=1", "--out", str(out)
+    )
+    assert (summary["rollouts"], summary["excluded_rows"], summary["singleton_groups"]) == (3, 1, 0)
+    rows = _read(out)
+    # Tokens of "2+2=4.\nSo 4" by hand: 2 + 2 = 4 . | \nSo 4, and the line end belongs to the step before it.
+    assert rows[0]["offsets"] == [[0, 1], [1, 2], [2, 3], [3, 4], [4, 5], [5, 6], [6, 9], [9, 11]]
+    ids = [0] * 6 + [1, 1]
+    batch = sc.RolloutBatch.from_lists(
+        [8, 8],
+        [0, 0],
+        [1.0, 0.0],
+        step_ids=[ids, [0] * 6 + [-1, -1]],
+        process_rewards=[[0.9] * 6 + [0.8] * 2, [0.1] * 6 + [0.0] * 2],
+    )
+    want = sc.PASS(k=1)(batch)
+    for row, advantages, process in zip(rows, want.advantages, want.terms()["process"], strict=False):
+        assert row["advantages"] == pytest.approx(advantages.tolist(), abs=1e-12)
+        assert row["terms"]["process"] == pytest.approx(process.tolist(), abs=1e-12)
+    assert rows[2]["counted"] is False
+    assert set(rows[2]["advantages"]) == {0.0}
+
+
+def test_the_page_escapes_model_text_and_counts_characters_like_python(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostile = {
+        "prompt": "</script><script>alert(1)</script>",
+        "completion": "a🎉b </script><!--\u2028",
+        "group": 0,
+        "reward": 1,
+    }
+    page = tmp_path / "page.html"
+    source = write(tmp_path / "in.jsonl", [hostile, {**hostile, "reward": 0}])
+    run(capsys, "score", source, "--estimator", "grpo", "--out", str(tmp_path / "c.jsonl"), "--html", str(page))
+    text = page.read_text()
+    assert text.count("<script") == 2  # the data and the program
+    assert "alert(1)</script>" not in text
+    assert "<!--" not in text
+    start = text.index('id="data">') + len('id="data">')
+    data = json.loads(text[start : text.index("</script>", start)])
+    assert "".join(data["rollouts"][0]["characters"]) == hostile["completion"]
+    assert data["rollouts"][0]["offsets"][0] == [0, 1]
+    assert "http" not in text.replace("http-equiv", "")  # self-contained
+
+
+def test_several_schemes_share_one_page_and_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "c.jsonl"
+    summary = run(
+        capsys, "score", write(tmp_path / "in.jsonl", ROWS[:2]), "--estimator", "grpo", "--estimator", "grpo_process", "--out", str(out)
+    )  # fmt: skip
+    assert [row["estimator"] for row in summary["estimators"]] == ["grpo", "grpo_process"]
+    assert [row["estimator"] for row in _read(out)] == ["grpo", "grpo", "grpo_process", "grpo_process"]
+    assert summary["estimators"][0]["varied_rows"] == 0
+
+
+def test_log_probs_feed_the_log_prob_signals_and_spro(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"prompt": "p", "completion": "ab", "group": 0, "reward": r, "offsets": [[0, 1], [1, 2]], "old_logprobs": [-1.0, -2.0],
+         "ref_logprobs": [-1.5, -1.0 - r], "teacher_logprobs": [-0.5, -0.1 - r]} for r in (1.0, 0.0)
+    ]  # fmt: skip
+    source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "c.jsonl"
+    fields = {name: [row[name] for row in rows] for name in ("old_logprobs", "ref_logprobs", "teacher_logprobs")}
+    batch = sc.RolloutBatch.from_lists([2, 2], [0, 0], [1.0, 0.0], **fields)
+    for argv, want in (
+        (["--estimator", "spro", "--set", "beta=0.5"], sc.SPRO(beta=0.5)(batch)),
+        (["--estimator", "pass", "--signal", "opd"], sc.PASS()(sc.OPD()(batch))),
+        (
+            ["--estimator", "pass", "--signal", "log_ratio", "--signal-set", "beta=2"],
+            sc.PASS()(sc.LogRatio(beta=2)(batch)),
+        ),
+    ):
+        run(capsys, "score", source, *argv, "--out", str(out))
+        got = torch.tensor([row["advantages"] for row in _read(out)], dtype=torch.float64)
+        torch.testing.assert_close(got, want.advantages)
+
+
+def test_the_calculator_signal_reads_gsm8k_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    right = {"prompt": "p", "completion": "16-3 = <<16-3=13>>13\nso\nA: 13", "group": 0, "reward": 1}
+    wrong = {"prompt": "p", "completion": "16-3 = <<16-3=12>>12\nso\nA: 12", "group": 0, "reward": 0}
+    out = tmp_path / "c.jsonl"
+    argv = ["--estimator", "grpo_process", "--signal", "calculator", "--set", "correction=0", "--set", "std_eps=0"]
+    run(capsys, "score", write(tmp_path / "in.jsonl", [right, wrong]), *argv, "--out", str(out))
+    first, second = _read(out)
+    n = sum(end <= 21 for _, end in first["offsets"])
+    assert first["advantages"] == [1.0] * n + [0.0] * (len(first["offsets"]) - n)  # z of (1, 0) is (1, -1)
+    assert second["advantages"][0] == -1.0
+
+
+BAD_ROWS: list[tuple[dict[str, Any], str]] = [
+    ({"completion": 7}, "row 2: `completion` must be text; got 7"),
+    ({"prompt": None}, "row 2: `prompt` must be in every row"),
+    ({"group": 1.5}, "row 2: `group` must be text or an integer; got 1.5"),
+    ({"reward": "high"}, "row 2: `reward` must be a finite number; got 'high'"),
+    ({"reward": float("nan")}, "row 2: `reward` must be a finite number; got nan"),
+    ({"steps": "all"}, "row 2: `steps` must be a list; got 'all'"),
+    ({"steps": [{"end": 3}]}, "row 2: `steps` must be a list of {end, score}"),
+    (
+        {"steps": [{"end": 99, "score": 1}]},
+        "row 2: `steps` must lie inside the completion; got (0, 99) of 11 characters",
+    ),
+    ({"steps": [{"end": 5, "score": 1}, {"end": 3, "score": 1}]}, "row 2: `steps` must"),
+    ({"steps": [{"end": 5, "score": "good"}]}, "row 2: `steps.score` must be a finite number"),
+    ({"format_reward": 1}, "row 1: `format_reward` must be in every row"),
+    ({"offsets": [[0, 1]]}, "row 1: `offsets` must be in every row"),
+    ({"old_logprobs": [-1.0]}, "row 1: `old_logprobs` must be in every row"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_ROWS, ids=[message[:36] for _, message in BAD_ROWS])
+def test_a_bad_row_stops_everything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], message: str
+) -> None:
+    source = write(tmp_path / "in.jsonl", [ROWS[0], {**ROWS[1], **change}])
+    out = tmp_path / "out.jsonl"
+    out.write_text("precious\n")
+    assert message in refused(capsys, "score", source, "--estimator", "grpo", "--out", str(out))
+    assert out.read_text() == "precious\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_other_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = write(tmp_path / "in.jsonl", ROWS[:2]), str(tmp_path / "out.jsonl")
+    plain = write(tmp_path / "plain.jsonl", [{k: v for k, v in row.items() if k != "steps"} for row in ROWS[:2]])
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "broken.jsonl").write_text('{"prompt": \n')
+    for argv, message in (
+        ([str(tmp_path / "none.jsonl"), "--estimator", "grpo", "--out", out], "must be a file that exists"),
+        ([str(tmp_path / "empty.jsonl"), "--estimator", "grpo", "--out", out], "at least one row"),
+        ([str(tmp_path / "broken.jsonl"), "--estimator", "grpo", "--out", out], "row 1|line 1"),
+        ([source, "--estimator", "grop", "--out", out], "did you mean grpo"),
+        ([source, "--estimator", "grpo", "--set", "k=1", "--out", out], "`k` must be an option of grpo"),
+        ([source, "--estimator", "grpo", "--out", str(tmp_path / "out.csv")], "`--out` must end in"),
+        ([source, "--estimator", "grpo", "--out", str(tmp_path / "no" / "out.jsonl")], "a folder that exists"),
+        ([source, "--estimator", "grpo", "--out", source], "`--out` must not be the input"),
+        ([source, "--estimator", "grpo", "--out", out, "--html", str(tmp_path)], "`--html` must be a file"),
+        ([source, "--estimator", "grpo", "--out", out, "--limit", "0"], "`limit` must be at least 1"),
+        ([source, "--estimator", "spro", "--out", out], "`old_logprobs` must be in the batch for SPRO"),
+        ([plain, "--estimator", "pass", "--out", out], "`process_rewards` must be in the batch for PASS"),
+        ([source, "--estimator", "pass", "--signal", "opd", "--out", out], "must be in the batch for OPD"),
+        ([source, "--estimator", "pass", "--signal", "calc", "--out", out], "did you mean calculator"),
+        ([plain, "--estimator", "pass", "--signal", "calculator", "--by", "pages", "--out", out], "pages"),
+        (
+            [source, "--estimator", "pass", "--tokenizer", str(tmp_path), "--out", out],
+            "`--tokenizer` must be a hub name",
+        ),
+    ):
+        error = refused(capsys, "score", *argv)
+        assert any(part in error for part in message.split("|")), (argv, error)
+    assert not Path(out).exists()
+
+
+def test_usage_errors_exit_2() -> None:
+    for argv in ([], ["frobnicate"], ["score"], ["score", "x", "--estimator", "grpo"]):
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        assert stop.value.code == 2
+
+
+def test_segment_shows_the_cuts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = run(capsys, "segment", write(tmp_path / "in.jsonl", ROWS[:1]), "--by", "lines")
+    assert shown["rows"][0]["steps"] == [
+        {"start": 0, "end": 7, "text": "2+2=4.\n"},
+        {"start": 7, "end": 11, "text": "So 4"},
+    ]
+    text = tmp_path / "one.txt"
+    text.write_text("One. Two.")
+    assert run(capsys, "segment", str(text), "--by", "sentences")["steps"] == 2
+    assert run(capsys, "segment", str(text), "--by", "marker", "--marker", ". ")["steps"] == 2
+    assert "--field" in refused(capsys, "segment", write(tmp_path / "x.jsonl", [{"a": 1}]))
+    assert "marker" in refused(capsys, "segment", str(text), "--by", "marker")
+
+
+def test_the_demo_runs_as_a_program(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stepcredit", "demo", "--out", str(tmp_path / "demo")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "grpo_process (pooled)" in done.stdout
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"rollouts.jsonl", "credit.jsonl", "page.html"}
+    credit = _read(tmp_path / "demo" / "credit.jsonl")
+    assert len(credit) == 64 * 5
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+        return rows
+    open_as: Any = gzip.open if path.suffix == ".gz" else open
+    with open_as(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
