@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings
-from strategies import packed, padded, plain_batch, seeds
 
 import stepcredit as sc
 from stepcredit import InputError, RolloutBatch
+from strategies import packed, padded, plain_batch, seeds
 
 MASK = torch.tensor([[True, True, True], [True, True, False]])
 GROUPS = torch.tensor([0, 0])
@@ -20,7 +20,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"response_mask": MASK.long()}, "`response_mask` must be bool; got torch.int64"),
     ({"response_mask": MASK[0]}, r"`response_mask` must have shape \[batch, time\]; got \[3\]"),
     ({"response_mask": "yes"}, "`response_mask` must be a tensor"),
-    ({"group_ids": torch.tensor([0.0, 1.0])}, "`group_ids` must be integers; got torch.float32"),
+    ({"group_ids": torch.tensor([0.0, 1.0])}, r"`group_ids` must be integers; got torch\.float32"),
     ({"group_ids": torch.tensor([0, 0, 1])}, r"`group_ids` must have shape \[batch\] = \[2\]; got \[3\]"),
     ({"rewards": torch.tensor([[1.0], [0.0]])}, r"`rewards` must have shape \[batch\] = \[2\]; got \[2, 1\]"),
     ({"rewards": torch.tensor([1.0, NAN])}, "`rewards` must be finite on every row that counts; got nan in row 1"),
@@ -116,6 +116,16 @@ def test_lists_padded_and_packed_agree(seed: int) -> None:
         (lambda: RolloutBatch.from_lists([2], [0], [1.0], process_rewards=[[0.5]]), "one entry a token; got 1 for 2"),
         (lambda: RolloutBatch.from_lists([2, 1], [0, 0], [1.0], step_ids=[[0, 0]]), "one list a rollout, 2; got 1"),
         (lambda: RolloutBatch.from_lists([1], ["a"]), "`group_ids` must be one int a rollout"),
+        (lambda: RolloutBatch.from_lists([1], [0.5]), r"`group_ids` must be integers; got torch\.float32"),
+        (lambda: RolloutBatch.from_lists([1], [2**80]), "`group_ids` must be one int a rollout"),
+        (
+            lambda: RolloutBatch.from_lists([True], [0]),
+            "`response_mask` must hold lists of bools, or lengths >= 0; got True",
+        ),
+        (lambda: RolloutBatch.from_lists([-1], [0]), "got -1 for row 0"),
+        (lambda: RolloutBatch.from_lists([[1, 0]], [0]), "`response_mask` must be bool; got torch.int64"),
+        (lambda: RolloutBatch.from_lists([1], [0], [None]), "`rewards` must be one float a rollout"),
+        (lambda: RolloutBatch.from_lists([1], [0], step_ids=[[0.5]]), "`step_ids` must be integers"),
         (lambda: RolloutBatch.from_lists([1], [0], reward=[1.0]), "`reward` must be a field of RolloutBatch"),
         (
             lambda: RolloutBatch.from_packed({"step": SIGNAL}, torch.tensor([0, 2]), GROUPS),
@@ -155,7 +165,7 @@ def test_dtype_is_float64_if_anything_is() -> None:
     ids=["shape", "dtype", "strides"],
 )
 def test_out_must_fit(out: torch.Tensor) -> None:
-    with pytest.raises(InputError, match="`out` must be a contiguous torch.float32 tensor"):
+    with pytest.raises(InputError, match="`out` must be a contiguous"):
         sc.GRPO()(RolloutBatch(MASK, GROUPS, torch.tensor([1.0, 0.0])), out=out)
 
 

@@ -13,11 +13,13 @@ import torch
 import stepcredit as sc
 from stepcredit.cli import main
 
+STEPS = [{"end": 7, "score": 0.9}, {"end": 11, "score": 0.8}]
+HALF = [{"end": 7, "score": 0.1}, {"end": 11, "score": None}]
 ROWS: list[dict[str, Any]] = [
-    {"prompt": "2+2?", "completion": "2+2=4.\nSo 4", "group": "a", "reward": 1.0, "steps": [{"end": 7, "score": 0.9}, {"end": 11, "score": 0.8}]},
-    {"prompt": "2+2?", "completion": "2+2=5.\nSo 5", "group": "a", "reward": 0.0, "steps": [{"end": 7, "score": 0.1}, {"end": 11, "score": None}]},
+    {"prompt": "2+2?", "completion": "2+2=4.\nSo 4", "group": "a", "reward": 1.0, "steps": STEPS},
+    {"prompt": "2+2?", "completion": "2+2=5.\nSo 5", "group": "a", "reward": 0.0, "steps": HALF},
     {"prompt": "1+1?", "completion": "<b>two</b> 🎉", "group": "b", "reward": None, "steps": []},
-]  # fmt: skip
+]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -42,57 +44,8 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 @pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "parquet"])
 def test_score_equals_the_library(tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str) -> None:
     out = tmp_path / f"credit.{ending}"
-    summary = run(
-        capsys, "score", write(tmp_path / "in.jsonl", ROWS), "--estimator", "pass", "--set", "k=1", "--out", str(out)
-    )
-    assert (summary["rollouts"], summary["excluded_rows"], summary["singleton_groups"]) == (3, 1, 0)
-    rows = _read(out)
-    # Tokens of "2+2=4.\nSo 4" by hand: 2 + 2 = 4 . | \nSo 4, and the line end belongs to the step before it.
-    assert rows[0]["offsets"] == [[0, 1], [1, 2], [2, 3], [3, 4], [4, 5], [5, 6], [6, 9], [9, 11]]
-    ids = [0] * 6 + [1, 1]
-    batch = sc.RolloutBatch.from_lists(
-        [8, 8],
-        [0, 0],
-        [1.0, 0.0],
-        step_ids=[ids, [0] * 6 + [-1, -1]],
-        process_rewards=[[0.9] * 6 + [0.8] * 2, [0.1] * 6 + [0.0] * 2],
-    )
-    want = sc.PASS(k=1)(batch)
-    for row, advantages, process in zip(rows, want.advantages, want.terms()["process"], strict=False):
-        assert row["advantages"] == pytest.approx(advantages.tolist(), abs=1e-12)
-        assert row["terms"]["process"] == pytest.approx(process.tolist(), abs=1e-12)
-    assert rows[2]["counted"] is False
-    assert set(rows[2]["advantages"]) == {0.0}
-
-
-def test_the_page_escapes_model_text_and_counts_characters_like_python(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    hostile = {
-        "prompt": "</script><script>alert(1)</script>",
-        "completion": "a🎉b </script><!--\u2028",
-        "group": 0,
-        "reward": 1,
-    }
-    page = tmp_path / "page.html"
-    source = write(tmp_path / "in.jsonl", [hostile, {**hostile, "reward": 0}])
-    run(capsys, "score", source, "--estimator", "grpo", "--out", str(tmp_path / "c.jsonl"), "--html", str(page))
-    text = page.read_text()
-    assert text.count("<script") == 2  # the data and the program
-    assert "alert(1)</script>" not in text
-    assert "<!--" not in text
-    start = text.index('id="data">') + len('id="data">')
-    data = json.loads(text[start : text.index("</script>", start)])
-    assert "".join(data["rollouts"][0]["characters"]) == hostile["completion"]
-    assert data["rollouts"][0]["offsets"][0] == [0, 1]
-    assert "http" not in text.replace("http-equiv", "")  # self-contained
-
-
-def test_several_schemes_share_one_page_and_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "c.jsonl"
-    summary = run(
-        capsys, "score", write(tmp_path / "in.jsonl", ROWS[:2]), "--estimator", "grpo", "--estimator", "grpo_process", "--out", str(out)
-    )  # fmt: skip
+    schemes = ["--estimator", "grpo", "--estimator", "grpo_process"]
+    summary = run(capsys, "score", write(tmp_path / "in.jsonl", ROWS[:2]), *schemes, "--out", str(out))
     assert [row["estimator"] for row in summary["estimators"]] == ["grpo", "grpo_process"]
     assert [row["estimator"] for row in _read(out)] == ["grpo", "grpo", "grpo_process", "grpo_process"]
     assert summary["estimators"][0]["varied_rows"] == 0
@@ -100,9 +53,18 @@ def test_several_schemes_share_one_page_and_one_file(tmp_path: Path, capsys: pyt
 
 def test_log_probs_feed_the_log_prob_signals_and_spro(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
-        {"prompt": "p", "completion": "ab", "group": 0, "reward": r, "offsets": [[0, 1], [1, 2]], "old_logprobs": [-1.0, -2.0],
-         "ref_logprobs": [-1.5, -1.0 - r], "teacher_logprobs": [-0.5, -0.1 - r]} for r in (1.0, 0.0)
-    ]  # fmt: skip
+        {
+            "prompt": "p",
+            "completion": "ab",
+            "group": 0,
+            "reward": r,
+            "offsets": [[0, 1], [1, 2]],
+            "old_logprobs": [-1.0, -2.0],
+            "ref_logprobs": [-1.5, -1.0 - r],
+            "teacher_logprobs": [-0.5, -0.1 - r],
+        }
+        for r in (1.0, 0.0)
+    ]
     source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "c.jsonl"
     fields = {name: [row[name] for row in rows] for name in ("old_logprobs", "ref_logprobs", "teacher_logprobs")}
     batch = sc.RolloutBatch.from_lists([2, 2], [0, 0], [1.0, 0.0], **fields)

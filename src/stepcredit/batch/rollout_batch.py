@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stepcredit.batch import checks
 from stepcredit.batch.layout import Layout, Steps
+from stepcredit.batch.ragged import list_tensor, mask_rows, pad_lists
 from stepcredit.errors import InputError
 
 ROW_FIELDS = {"rewards": "float", "format_rewards": "float", "format_ok": "bool", "correct": "bool", "row_mask": "bool"}
@@ -111,7 +112,7 @@ class RolloutBatch:
             ...                         process_rewards=[[0.5, 0.1], [0.2]])
             RolloutBatch(2 rollouts, 3 response tokens, padded; rewards, process_rewards, step_ids)
         """
-        masks = [[True] * row if isinstance(row, int) else list(row) for row in response_mask]
+        masks = mask_rows(response_mask)
         lengths = [len(row) for row in masks]
         fields = {"response_mask": masks, "group_ids": group_ids, "rewards": rewards, **fields}
         tensors: dict[str, Any] = {}
@@ -119,12 +120,12 @@ class RolloutBatch:
             if value is None:
                 continue
             if name in TOKEN_FIELDS:
-                tensors[name] = _pad_lists(name, value, lengths, dtype)
+                tensors[name] = pad_lists(name, TOKEN_FIELDS[name], value, lengths, dtype)
             elif name == "extra_rewards":
                 checks.check_extra(value)
-                tensors[name] = {key: torch.tensor(channel, dtype=dtype) for key, channel in value.items()}
+                tensors[name] = {key: list_tensor(key, "float", channel, dtype) for key, channel in value.items()}
             else:
-                tensors[name] = _list_tensor(name, value, ROW_FIELDS.get(name, "int"), dtype)
+                tensors[name] = list_tensor(name, ROW_FIELDS.get(name, "int"), value, dtype)
         return _construct(cls, tensors)
 
     @classmethod
@@ -276,25 +277,3 @@ def _construct(cls: type[RolloutBatch], fields: Mapping[str, Any]) -> RolloutBat
     if unknown:
         raise InputError(f"`{unknown[0]}` must be a field of RolloutBatch ({', '.join(cls.__dataclass_fields__)}).")
     return cls(**fields)
-
-
-def _list_tensor(name: str, value: Any, kind: str, dtype: torch.dtype) -> Tensor:
-    dtypes = {"bool": torch.bool, "int": torch.int64, "float": dtype}
-    try:
-        return torch.tensor(value, dtype=dtypes[kind])
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"`{name}` must be one {kind} a rollout; got {error}.") from None
-
-
-def _pad_lists(name: str, rows: Sequence[Sequence[Any]], lengths: Sequence[int], dtype: torch.dtype) -> Tensor:
-    if len(rows) != len(lengths):
-        raise InputError(f"`{name}` must have one list a rollout, {len(lengths)}; got {len(rows)}.")
-    kind = TOKEN_FIELDS[name]
-    fill: Any = {"bool": False, "int": -1, "float": 0.0}[kind]
-    longest, padded = max(lengths, default=0), []
-    for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        if len(row) != length:
-            raise InputError(f"`{name}` must have one entry a token; got {len(row)} for {length} tokens in row {i}.")
-        padded.append(list(row) + [fill] * (longest - length))
-    x = _list_tensor(name, padded, kind, dtype)
-    return x.reshape(len(lengths), longest)
