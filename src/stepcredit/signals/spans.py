@@ -59,8 +59,8 @@ def project(
     r"""Gives each trainable token of one completion to at most one character span.
 
     A token belongs to the span that holds most of its non-space characters; on a tie (as when it has only spaces),
-    most of its characters; then to the earlier span. Characters outside every span do not vote, so one character
-    inside a span is enough. A token without characters belongs where the trainable token before it does (so an
+    most of its characters; then to the earlier one. The text between spans takes part like a span: a token that lies
+    mostly there is uncovered. A token without characters belongs where the trainable token before it does (so an
     end-of-sequence token ends the last step). Linear in tokens, spans and characters.
 
     Args:
@@ -77,8 +77,7 @@ def project(
         InputError: Spans or offsets leave the text or run backward, spans overlap, or the lengths differ.
 
     Degenerate cases:
-        - A token with characters, none of which lies in a span: uncovered, and so are tokens without characters
-          that follow it.
+        - Tokens without characters after an uncovered token are uncovered too.
         - A token without characters before every trainable token: uncovered.
         - A span without characters owns no token.
 
@@ -197,13 +196,17 @@ def _project(
 def _owner(
     spans: Sequence[tuple[int, int] | tuple[int, int, float]], first: int, start: int, end: int, text: str
 ) -> int:
-    """The span, from ``first`` on, that owns the characters ``[start, end)``; -1 for none."""
+    """The span, from ``first`` on, that owns the characters ``[start, end)``; -1 if the text between spans does."""
     owner, most = -1, (0, 0)
-    for index in range(first, len(spans)):
-        if spans[index][0] >= end:
+    for index in range(first, len(spans) + 1):
+        low, high = (spans[index][0], spans[index][1]) if index < len(spans) else (end, end)
+        pieces = ((-1, start, min(low, end)), (index, max(low, start), min(high, end)))  # the gap before it, and it
+        for piece, left, right in pieces:
+            shared = text[left:right] if left < right else ""
+            votes = (sum(map(len, shared.split())), len(shared))
+            if votes > most:
+                owner, most = piece, votes
+        start = max(start, high)
+        if start >= end:
             break
-        shared = text[max(start, spans[index][0]) : min(end, spans[index][1])]
-        votes = (sum(map(len, shared.split())), len(shared))
-        if votes > most:
-            owner, most = index, votes
     return owner
