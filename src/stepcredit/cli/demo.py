@@ -59,7 +59,7 @@ def show(result: dict[str, Any]) -> str:
     for row in result["estimators"]:
         lines.append(
             f"  {row['scheme']:<24} {row['correct_steps']:>+14.3f} {row['wrong_steps']:>+12.3f}"
-            f" {row['gap_in_failed']:>+37.3f}"
+            f" {round(row['gap_in_failed'], 3) + 0.0:>+37.3f}"
         )
     lines.append("Outcome credit gives a solution's tokens one value: the last column is 0. Where it is negative, the")
     lines.append("return-to-go charges the correct steps of a failed solution with the errors that follow them.")
