@@ -1,63 +1,12 @@
 """Groups split over processes get one process's credit, for every estimator."""
 
-import os
-import random
 import socket
 import time
-import warnings
-from typing import Any
 
 import pytest
-import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from schemes import SCHEMES
-from stepcredit import ESTIMATORS, RolloutBatch
-from strategies import padded, plain_batch
-
-BATCHES = 12
-
-
-def _rows(batch: RolloutBatch, rows: list[int], time: int) -> RolloutBatch:
-    """A rank's part of the batch, cut to another width: ranks pad to their own longest response."""
-    fields: dict[str, Any] = {}
-    for name in batch.__dataclass_fields__:
-        x = getattr(batch, name)
-        if isinstance(x, torch.Tensor):
-            fields[name] = x[rows][:, :time] if x.ndim == 2 else x[rows]
-        elif x is not None:
-            fields[name] = {key: channel[rows] for key, channel in x.items()}
-    return RolloutBatch(**fields)
-
-
-def _compare(rank: int, ranks: int, port: int) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=ranks)
-    worst = 0.0
-    for name, (_, draw) in SCHEMES.items():
-        for seed in range(BATCHES):
-            whole = padded(plain_batch(1000 + seed))
-            estimator = ESTIMATORS[name](**draw(random.Random(seed)))
-            rng = random.Random(seed)
-            owner = [
-                rng.randrange(ranks) if seed else 0 for _ in range(len(whole))
-            ]  # seed 0: the other ranks are empty
-            mine = [i for i, at in enumerate(owner) if at == rank]
-            used = int(whole.response_mask[mine].any(0).nonzero().max()) + 1 if whole.response_mask[mine].any() else 0
-            got = estimator(_rows(whole, mine, used), process_group=dist.group.WORLD)
-            alone = estimator(whole)
-            terms, expected_terms = got.terms(), alone.terms()
-            error = (got.advantages - alone.advantages[mine][:, :used]).abs()
-            assert set(terms) == set(expected_terms), (name, seed)
-            errors = [error] + [(terms[key] - expected_terms[key][mine][:, :used]).abs() for key in terms]
-            worst = max([worst, *(float(e.max()) for e in errors if e.numel())])
-            assert worst < 1e-9, (name, seed, estimator)
-            assert torch.equal(got.segment_ids(), alone.segment_ids()[mine][:, :used]), (name, seed)
-            assert got.counts()["groups"] == alone.counts()["groups"]
-    dist.destroy_process_group()
+from shard_worker import compare
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -66,7 +15,7 @@ def test_shards_equal_the_whole(ranks: int, monkeypatch: pytest.MonkeyPatch) -> 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    context = mp.spawn(_compare, args=(ranks, port), nprocs=ranks, join=False)
+    context = mp.spawn(compare, args=(ranks, port), nprocs=ranks, join=False)
     deadline = time.monotonic() + 240
     while not context.join(timeout=5):  # returns False at each rank's end, raises at a rank's error
         assert time.monotonic() < deadline, "a rank did not finish"

@@ -64,8 +64,9 @@ def test_the_limit_holds_on_the_main_thread_and_off_it():
     comparer.compare("1", "1+0")
     work()
     assert [verdict for verdict, _ in results] == ["stopped", "stopped"]
-    assert all(0.4 < seconds < 5 for _, seconds in results)
-    assert comparer.compare("x+1", "1+x") == "equal"  # and the next one is served as ever
+    assert all(0.4 < seconds < 20 for _, seconds in results)  # without a limit: hours
+    comparer.timeout_s = 30.0  # what a busy machine may need for the next one, which is served as ever
+    assert comparer.compare("x+1", "1+x") == "equal"
     comparer.close()
 
 
