@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint check clean
+.PHONY: demo test lint check parity clean
 
 demo: .venv/base  ## credit for the built-in task: a table, and demo/page.html
 	$(BIN)/stepcredit demo --out demo
@@ -30,5 +30,16 @@ check: lint test
 	$(PIP) --editable '.[dev]'
 	touch $@
 
+parity: .venv-parity/ready  ## our numbers against the advantage functions of an installed verl; its own environment
+	OMP_NUM_THREADS=1 .venv-parity/bin/pytest --quiet tests/parity
+
+.venv-parity/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/pip install --quiet --constraint constraints.txt torch numpy pytest hypothesis
+	.venv-parity/bin/pip install --quiet --no-deps verl==0.9.1
+	.venv-parity/bin/pip install --quiet --constraint constraints.txt 'ray==2.60.*' 'tensordict==0.10.*' omegaconf transformers codetiming
+	.venv-parity/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf .venv demo dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-parity demo dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -5,11 +5,12 @@ import random
 import warnings
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
 from schemes import SCHEMES
-from stepcredit import ESTIMATORS, RolloutBatch
+from stepcredit import ESTIMATORS, InputError, RolloutBatch
 from strategies import padded, plain_batch
 
 BATCHES = 12
@@ -22,8 +23,8 @@ def _rows(batch: RolloutBatch, rows: list[int], time: int) -> RolloutBatch:
         x = getattr(batch, name)
         if isinstance(x, torch.Tensor):
             fields[name] = x[rows][:, :time] if x.ndim == 2 else x[rows]
-        elif x is not None:
-            fields[name] = {key: channel[rows] for key, channel in x.items()}
+        elif x is not None:  # a dict, filled in another order on every rank
+            fields[name] = {key: x[key][rows] for key in random.sample(sorted(x), len(x))}
     return RolloutBatch(**fields)
 
 
@@ -32,12 +33,15 @@ def compare(rank: int, ranks: int, port: int) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
+    random.seed(rank)
     worst = 0.0
     for name, (_, draw) in SCHEMES.items():
         for seed in range(BATCHES):
-            whole = padded(plain_batch(1000 + seed))
-            estimator = ESTIMATORS[name](**draw(random.Random(seed)))
             rng = random.Random(seed)
+            plain = plain_batch(1000 + seed)
+            plain["extra_rewards"] = {key: [rng.random() for _ in plain["mask"]] for key in ("brief", "clear", "kind")}
+            whole = padded(plain)
+            estimator = ESTIMATORS[name](**draw(random.Random(seed)))
             owner = [
                 rng.randrange(ranks) if seed else 0 for _ in range(len(whole))
             ]  # seed 0: the other ranks are empty
@@ -53,4 +57,14 @@ def compare(rank: int, ranks: int, port: int) -> None:
             assert worst < 1e-9, (name, seed, estimator)
             assert torch.equal(got.segment_ids(), alone.segment_ids()[mine][:, :used]), (name, seed)
             assert got.counts()["groups"] == alone.counts()["groups"]
+    _refuse_alike(rank)
     dist.destroy_process_group()
+
+
+def _refuse_alike(rank: int) -> None:
+    """A field that one rank alone has is refused on all of them, where it would have been a hang."""
+    batch = RolloutBatch.from_lists([1, 1], [0, 0], [1.0, 0.0])
+    if rank == 0:
+        batch = batch.replace(format_rewards=torch.tensor([1.0, 0.0]))
+    with pytest.raises(InputError, match="the same fields and options on every rank"):
+        ESTIMATORS["gdpo"]()(batch, process_group=dist.group.WORLD)

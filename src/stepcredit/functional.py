@@ -26,20 +26,21 @@ from stepcredit.ops.scaling import (
 from stepcredit.ops.segments import Segments
 from stepcredit.shaping.chunks import change_points, chunk_by_value, group_average
 from stepcredit.shaping.density import chunk_values, divide_length
-from stepcredit.shaping.fusion import gate_violators, scale_in_union
+from stepcredit.shaping.fusion import advantage_fusion, scale_in_union, scaler
 from stepcredit.shaping.step_advantage import masked_step_advantage, process_return
+from stepcredit.shaping.token_baseline import token_leave_one_out
 
 __all__ = [
     "Pool",
     "Segments",
     "abs_max_scale",
     "abs_max_scaler",
+    "advantage_fusion",
     "center",
     "change_points",
     "chunk_by_value",
     "chunk_values",
     "divide_length",
-    "gate_violators",
     "gopd",
     "group_average",
     "kl_k1",
@@ -54,8 +55,10 @@ __all__ = [
     "return_so_far",
     "return_to_go",
     "scale_in_union",
+    "scaler",
     "standardize",
     "standardizer",
+    "token_leave_one_out",
     "whiten",
     "whitener",
 ]

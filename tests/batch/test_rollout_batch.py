@@ -38,7 +38,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"row_mask": torch.tensor([True])}, r"`row_mask` must have shape \[batch\] = \[2\]; got \[1\]"),
     ({"extra_rewards": torch.tensor([1.0, 0.0])}, "`extra_rewards` must be a dict"),
     ({"extra_rewards": {"brief": torch.tensor([1.0])}}, r"`extra_rewards\['brief'\]` must have shape"),
-    ({"extra_rewards": {"brief": torch.tensor([1.0, NAN])}}, "`brief` must be finite"),
+    ({"extra_rewards": {"brief": torch.tensor([1.0, NAN])}}, r"`extra_rewards\['brief'\]` must be finite"),
     (
         {"extra_rewards": {"outcome": torch.tensor([1.0, 0.0])}},
         "`extra_rewards` must not use the name of another channel",
@@ -82,6 +82,7 @@ def test_what_is_masked_may_hold_anything() -> None:
     assert sc.PASS()(batch).counts()["excluded_rows"] == 1
 
 
+@pytest.mark.filterwarnings("ignore::stepcredit.StepCreditWarning")
 @settings(max_examples=40, deadline=None)
 @given(seed=seeds())
 def test_lists_padded_and_packed_agree(seed: int) -> None:
@@ -126,6 +127,21 @@ def test_lists_padded_and_packed_agree(seed: int) -> None:
         (lambda: RolloutBatch.from_lists([[1, 0]], [0]), "`response_mask` must be bool; got torch.int64"),
         (lambda: RolloutBatch.from_lists([1], [0], [None]), "`rewards` must be one float a rollout"),
         (lambda: RolloutBatch.from_lists([1], [0], step_ids=[[0.5]]), "`step_ids` must be integers"),
+        (lambda: RolloutBatch.from_lists([1], [0], process_rewards=3.0), "`process_rewards` must be a list of lists"),
+        (lambda: RolloutBatch.from_lists([1], [0], process_rewards=[1.0]), "`process_rewards` must be a list of lists"),
+        (lambda: RolloutBatch.from_lists([1], [0], process_rewards=[[None]]), "`process_rewards` must be one float"),
+        (lambda: RolloutBatch.from_lists(3, [0]), "`response_mask` must be a list"),
+        (
+            lambda: RolloutBatch.from_lists([None], [0]),
+            "`response_mask` must hold lists of bools, or lengths; got None",
+        ),
+        (lambda: RolloutBatch.from_lists([1], [0], [1.7], dtype=torch.int64), "`dtype` must be a floating point"),
+        (lambda: RolloutBatch.from_packed({}, torch.tensor(3), GROUPS), "`cu_seqlens` must rise from 0"),
+        (lambda: RolloutBatch.from_packed({}, torch.tensor([[0, 1]]), GROUPS), "`cu_seqlens` must rise from 0"),
+        (
+            lambda: RolloutBatch.from_packed({}, torch.tensor([0, 2]), GROUPS[:1], process_rewards=SIGNAL[0]),
+            "`process_rewards` must be given in `values`",
+        ),
         (lambda: RolloutBatch.from_lists([1], [0], reward=[1.0]), "`reward` must be a field of RolloutBatch"),
         (
             lambda: RolloutBatch.from_packed({"step": SIGNAL}, torch.tensor([0, 2]), GROUPS),
@@ -133,7 +149,7 @@ def test_lists_padded_and_packed_agree(seed: int) -> None:
         ),
         (
             lambda: RolloutBatch.from_packed({"process_rewards": SIGNAL[0]}, torch.tensor([0, 2]), GROUPS[:1]),
-            r"`process_rewards` must have shape \[tokens\] = \[2\]; got \[3\]",
+            "`cu_seqlens` must rise from 0 to the number of tokens, 3; got",
         ),
         (
             lambda: RolloutBatch.from_packed({"response_mask": MASK[0]}, torch.tensor([0, 3, 2]), GROUPS),
@@ -159,12 +175,18 @@ def test_dtype_is_float64_if_anything_is() -> None:
     assert sc.GRPO()(RolloutBatch(MASK, GROUPS, torch.tensor([True, False]))).advantages[0, 0] > 0
 
 
-@pytest.mark.parametrize(
-    "out",
-    [torch.zeros(2, 4), torch.zeros(2, 3, dtype=torch.float64), torch.zeros(3, 2).T],
-    ids=["shape", "dtype", "strides"],
-)
-def test_out_must_fit(out: torch.Tensor) -> None:
+BAD_OUT = {
+    "type": 5,
+    "shape": torch.zeros(2, 4),
+    "dtype": torch.zeros(2, 3, dtype=torch.float64),
+    "strides": torch.zeros(3, 2).T,
+    "device": torch.zeros(2, 3, device="meta"),
+    "graph": torch.zeros(2, 3, requires_grad=True),
+}
+
+
+@pytest.mark.parametrize("out", BAD_OUT.values(), ids=BAD_OUT)
+def test_out_must_fit(out: Any) -> None:
     with pytest.raises(InputError, match="`out` must be a contiguous"):
         sc.GRPO()(RolloutBatch(MASK, GROUPS, torch.tensor([1.0, 0.0])), out=out)
 
@@ -176,3 +198,15 @@ def test_a_batch_is_frozen_and_replaced() -> None:
     assert batch.replace(rewards=torch.tensor([0.0, 1.0])).rewards.tolist() == [0.0, 1.0]
     assert batch.rewards.tolist() == [1.0, 0.0]
     assert len(batch) == 2
+
+
+def test_step_ids_of_uncovered_tokens_are_minus_one_in_segment_ids() -> None:
+    covered = torch.tensor([[True, True, False], [True, False, False]])
+    ids = torch.tensor([[0, 0, 3], [0, 1, -1]])
+    batch = RolloutBatch(MASK, GROUPS, process_rewards=SIGNAL[:, :1].expand(2, 3), step_ids=ids, process_mask=covered)
+    assert sc.GRPOProcess()(batch).segment_ids().tolist() == [[0, 0, -1], [0, -1, -1]]
+
+
+def test_rollouts_that_the_signal_does_not_reach_are_counted() -> None:
+    batch = RolloutBatch.from_lists([2, 1], [0, 0], process_rewards=[[1.0, 1.0], [0.0]], step_ids=[[0, 0], [-1]])
+    assert sc.PASS()(batch).counts()["unscored_rollouts"] == 1

@@ -51,6 +51,24 @@ def test_score_equals_the_library(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert summary["estimators"][0]["varied_rows"] == 0
 
 
+def test_an_option_may_name_its_scheme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = write(tmp_path / "in.jsonl", ROWS[:2]), str(tmp_path / "c.jsonl")
+    schemes = ["--estimator", "grpo", "--estimator", "pass", "--set", "pass.k=1", "--set", "std_eps=0.5"]
+    made = [row["options"] for row in run(capsys, "score", source, *schemes, "--out", out)["estimators"]]
+    assert made == [repr(sc.GRPO(std_eps=0.5)), repr(sc.PASS(k=1, std_eps=0.5))]
+
+
+def test_what_nothing_reads_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {**row, "id": 7, "reference": "4", "offsets": [[0, 11]], "old_logprobs": [-1.0], "teacher_logprobs": [-2.0 * i]}
+        for i, row in enumerate(ROWS[:2])
+    ]
+    source, out = write(tmp_path / "in.jsonl", rows), str(tmp_path / "c.jsonl")
+    summary = run(capsys, "score", source, "--estimator", "pass", "--signal", "opd", "--out", out)
+    assert summary["ignored_fields"] == ["id"]
+    assert "the file's step scores are not read" in summary["notes"][0]
+
+
 def test_log_probs_feed_the_log_prob_signals_and_spro(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         {
@@ -106,6 +124,7 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
         "row 2: `steps` must lie inside the completion; got (0, 99) of 11 characters",
     ),
     ({"steps": [{"end": 5, "score": 1}, {"end": 3, "score": 1}]}, "row 2: `steps` must"),
+    ({"steps": [{"end": 6, "score": 1}, {"start": 0, "end": 11, "score": 1}]}, "row 2: `steps` must be in order"),
     ({"steps": [{"end": 5, "score": "good"}]}, "row 2: `steps.score` must be a finite number"),
     ({"format_reward": 1}, "row 1: `format_reward` must be in every row"),
     ({"offsets": [[0, 1]]}, "row 1: `offsets` must be in every row"),
@@ -138,14 +157,17 @@ def test_other_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ([source, "--estimator", "grpo", "--set", "k=1", "--out", out], "`k` must be an option of grpo"),
         ([source, "--estimator", "grpo", "--out", str(tmp_path / "out.csv")], "`--out` must end in"),
         ([source, "--estimator", "grpo", "--out", str(tmp_path / "no" / "out.jsonl")], "a folder that exists"),
-        ([source, "--estimator", "grpo", "--out", source], "`--out` must not be the input"),
+        ([source, "--estimator", "grpo", "--out", source], "`--out` must not be the same file as IN"),
+        ([source, "--estimator", "grpo", "--out", out, "--html", source], "`--html` must not be the same file as IN"),
+        ([source, "--estimator", "grpo", "--out", out, "--html", out], "`--html` must not be the same file as --out"),
+        ([source, "--estimator", "grpo", "--set", "pass.k=1", "--out", out], "must name one of the estimators grpo"),
         ([source, "--estimator", "grpo", "--out", out, "--html", str(tmp_path)], "`--html` must be a file"),
         ([source, "--estimator", "grpo", "--out", out, "--limit", "0"], "`limit` must be at least 1"),
         ([source, "--estimator", "spro", "--out", out], "`old_logprobs` must be in the batch for SPRO"),
         ([plain, "--estimator", "pass", "--out", out], "`process_rewards` must be in the batch for PASS"),
         ([source, "--estimator", "pass", "--signal", "opd", "--out", out], "must be in the batch for OPD"),
         ([source, "--estimator", "pass", "--signal", "calc", "--out", out], "did you mean calculator"),
-        ([plain, "--estimator", "pass", "--signal", "calculator", "--by", "pages", "--out", out], "pages"),
+        ([plain, "--estimator", "pass", "--signal", "calculator", "--by", "marker", "--out", out], "`marker` must be"),
         (
             [source, "--estimator", "pass", "--tokenizer", str(tmp_path), "--out", out],
             "`--tokenizer` must be a hub name",
@@ -157,7 +179,13 @@ def test_other_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_usage_errors_exit_2() -> None:
-    for argv in ([], ["frobnicate"], ["score"], ["score", "x", "--estimator", "grpo"]):
+    for argv in (
+        [],
+        ["frobnicate"],
+        ["score"],
+        ["score", "x", "--estimator", "grpo"],
+        ["segment", "x", "--by", "pages"],
+    ):
         with pytest.raises(SystemExit) as stop:
             main(argv)
         assert stop.value.code == 2

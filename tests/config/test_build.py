@@ -1,6 +1,7 @@
 """Names and option texts to objects; what is unknown is answered with the nearest name."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -75,6 +76,35 @@ def test_ones_own_scheme_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_wrong_is_named(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build_estimator(name, options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("calc", {}, "did you mean calculator"),
+        ("gopd", {"lam": "x"}, "`lam` must be float for GOPD; got 'x'"),
+        ("gopd", {"lam": float("nan")}, "`lam` must be finite for GOPD"),
+        ("log_ratio", {"beta": None}, "`beta` must be float"),
+        ("stepcredit.estimators:GRPO", {}, "`signal` must name a signal class"),
+        ("builtins:str", {}, "`signal` must name a signal class"),
+        (None, {}, "`signal` must be a name"),
+    ],
+)
+def test_what_is_wrong_with_a_signal_is_named(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build_signal(name, options)
+
+
+def test_a_module_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "breaks_on_import.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match="could not be imported: ZeroDivisionError: division by zero"):
+        build_estimator("breaks_on_import:X")
+    for name in (None, ".relative:X", "builtins:str"):
+        with pytest.raises(InputError, match="`estimator`"):
+            build_estimator(name)
+    with pytest.raises(InputError, match="`k` must be finite"):
+        sc.PASS(k=10**400)
 
 
 @pytest.mark.parametrize("text", ["k", "=1", ""])

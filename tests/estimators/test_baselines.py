@@ -56,6 +56,12 @@ def test_extra_rewards_and_their_weights() -> None:
     }
     with pytest.raises(InputError, match="`w_extra` must name channels"):
         sc.DrGRPO(w_extra={"brevty": 0.5})(batch)
+    with pytest.raises(InputError, match="`w_extra` must name channels"):
+        sc.DrGRPO(w_extra={"outcome": 5.0})(batch)
+    given = {"brevity": 0.5}
+    scheme = sc.DrGRPO(w_extra=given)
+    given["brevity"] = 99.0
+    assert scheme.w_extra == {"brevity": 0.5}
 
 
 def test_gdpo_keeps_two_channels_apart_where_grpo_confuses_them() -> None:

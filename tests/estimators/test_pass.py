@@ -130,7 +130,7 @@ def test_the_threshold_of_a_worthwhile_chunk_is_not_the_printed_one(k: float) ->
 def test_both_dl_scopes_agree_at_k_1(seed: int, mode: bool) -> None:
     batch = compliant(seed) if mode else padded(plain_batch(seed, step_mode=mode))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stepcredit.estimators.pass_._warn_if_piecewise_constant", lambda _: None)
+        patch.setattr("stepcredit.estimators.compacted.Compacted.warn_if_piecewise_constant", lambda _: None)
         agree(
             sc.PASS(k=1.0, dl_scope="fused")(batch).advantages,
             sc.PASS(k=1.0, dl_scope="process")(batch).advantages,
@@ -162,6 +162,13 @@ def test_a_step_shaped_signal_without_step_ids_is_warned_about() -> None:
     batch = RolloutBatch.from_lists([6], [0], process_rewards=[[0.1, 0.1, 0.1, 0.9, 0.9, 0.9]])
     with pytest.warns(StepCreditWarning, match="step_ids"):
         sc.PASS()(batch)
+    with pytest.warns(StepCreditWarning, match="step_ids"):
+        sc.GRPOProcess()(batch)
+    whole = RolloutBatch.from_lists([3, 3], [0, 0], process_rewards=[[0.9] * 3, [0.1] * 3])
+    with pytest.warns(StepCreditWarning, match="at 0 of 4"):  # one score a response, spread over it
+        sc.PASS()(whole)
+    silent = RolloutBatch.from_lists([3, 3], [0, 0], process_rewards=[[0.0] * 3, [0.0] * 3])
+    assert (sc.PASS()(silent).advantages == 0).all()
 
 
 def test_a_negative_format_reward_needs_format_ok() -> None:
@@ -183,6 +190,14 @@ def test_a_group_of_equal_violators_gets_nothing_and_is_counted() -> None:
     credit = sc.PASS()(batch)
     assert (credit.advantages == 0).all()
     assert credit.counts()["violating_groups"] == 1
+
+
+@pytest.mark.parametrize("options", [{"singletons": "raw"}, {"norm": "abs_max", "norm_scope": "all"}])
+def test_violators_that_are_pushed_back_are_not_counted(options: dict[str, str]) -> None:
+    batch = one_step_a_chunk([[1.0]], rewards=[1.0], format_rewards=[-1.0], format_ok=[False])
+    credit = sc.PASS(**{"singletons": "raw", **options})(batch)
+    assert credit.advantages[0, 0] != 0
+    assert credit.counts()["violating_groups"] == 0
 
 
 def test_an_absent_stream_leaves_the_total_weight() -> None:

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stepcredit import InputError
 from stepcredit.functional import Pool, Segments, return_so_far, return_to_go
 
 LAW = settings(max_examples=80, deadline=None)
@@ -72,3 +73,22 @@ def test_pools_split_merge_and_select() -> None:
     empty = Pool(torch.zeros(0, dtype=torch.long), 2)
     assert empty.mean(torch.zeros(0)).tolist() == [0.0, 0.0]
     assert empty.max(torch.zeros(0)).tolist() == [-float("inf")] * 2
+
+
+@LAW
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=8))
+def test_buckets_take_every_item_once_and_pad_at_most_as_much_again(lengths: list[int]) -> None:
+    rows = Segments.from_lengths(torch.tensor(lengths))
+    everything, padded = torch.arange(rows.size), 0
+    seen = []
+    for part, items in rows.buckets():
+        seen += everything[items].tolist()
+        padded += len(part) * part.max_length
+        assert part.size == everything[items].numel()
+    assert sorted(seen) == everything.tolist()
+    assert padded < 2 * rows.size
+
+
+def test_a_mask_without_a_true_in_a_row_is_refused() -> None:
+    with pytest.raises(InputError, match="`mask` must hold a True in every row; got none in row 1"):
+        Segments.from_mask(torch.tensor([[True], [False]]))

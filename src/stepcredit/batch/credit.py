@@ -36,16 +36,17 @@ class Credit:
     def segment_ids(self) -> Tensor:
         """int64, like `advantages`: the segments that share one credit; -1 off-mask.
 
-        Chunks for PASS, the batch's own step ids for the other process estimators in step mode (-1 on uncovered
-        tokens too), 0 for the whole response otherwise.
+        Chunks for PASS; the batch's own step ids for GRPOProcess in step mode (-1 on uncovered tokens too); else 0 for
+        the whole response.
         """
         return self._segment_ids()
 
     def counts(self) -> dict[str, int]:
         """What was left out or came to nothing, by name; nothing is dropped in silence.
 
-        ``excluded_rows`` (masked out, or without a response token) is this rank's. The group counts are the batch's,
-        over all ranks: ``groups``, ``singleton_groups``, and for estimators with a format gate ``violating_groups``
-        (every rollout violates the format with one and the same reward, so that the group's credit is 0).
+        This rank's: ``excluded_rows`` (masked out, or without a response token) and, with a process signal,
+        ``unscored_rollouts`` (live, but the signal covers none of their tokens). The batch's, over all ranks:
+        ``groups``, ``singleton_groups``, and for PASS ``violating_groups`` (every rollout breaks the format and the
+        group's credit is 0).
         """
         return dict(self._counts())

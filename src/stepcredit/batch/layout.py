@@ -47,21 +47,30 @@ class Layout:
         """A token tensor (``shape``) -> its response tokens [N]."""
         return x.flatten()[self.tokens]
 
-    def unpack(self, packed: Tensor, *, fill: float, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-        """[N] -> a token tensor (``shape``) that holds ``fill`` everywhere else; written to ``out`` if given.
+    def empty(self, dtype: torch.dtype) -> Tensor:
+        """An uninitialized token tensor."""
+        return torch.empty(self.shape, dtype=dtype, device=self.tokens.device)
+
+    def check_out(self, out: Tensor, dtype: torch.dtype) -> Tensor:
+        """The tensor itself, if credit can be written to it.
 
         Raises:
-            InputError: ``out`` has another shape or dtype, or is not contiguous.
+            InputError: It is no tensor, of another shape, dtype or device, not contiguous, or part of a graph.
         """
-        if out is None:
-            out = torch.empty(self.shape, dtype=dtype, device=packed.device)
-        elif out.shape != self.shape or out.dtype != dtype or not out.is_contiguous():
-            raise InputError(
-                f"`out` must be a contiguous {dtype} tensor of shape {list(self.shape)}; "
-                f"got {out.dtype} of shape {list(out.shape)}{'' if out.is_contiguous() else ', not contiguous'}."
-            )
+        device = self.tokens.device
+        rule = f"`out` must be a contiguous {dtype} tensor of shape {list(self.shape)} on {device}, without grad"
+        if not isinstance(out, Tensor):
+            raise InputError(f"{rule}; got {type(out).__name__}.")
+        fits = out.shape == self.shape and out.dtype == dtype and out.device == device
+        if not fits or not out.is_contiguous() or out.requires_grad:
+            found = f"{out.dtype} of shape {list(out.shape)}, strides {list(out.stride())}, on {out.device}"
+            raise InputError(f"{rule}; got {found}{', requires_grad' if out.requires_grad else ''}.")
+        return out
+
+    def unpack(self, packed: Tensor, *, fill: float, out: Tensor) -> Tensor:
+        """[N] -> a token tensor (``shape``) that holds ``fill`` everywhere else: ``out``, which is returned."""
         out.fill_(fill)
-        out.view(-1)[self.tokens] = packed.to(dtype)
+        out.view(-1)[self.tokens] = packed.to(out.dtype)
         return out
 
 

@@ -16,6 +16,8 @@ def mask_rows(response_mask: Sequence[Sequence[bool]] | Sequence[int]) -> list[l
     Raises:
         InputError: A row is neither a list nor a length.
     """
+    if not _is_list(response_mask):
+        raise InputError(f"`response_mask` must be a list with one entry a rollout; got {response_mask!r}.")
     rows, given = [], list[Any](response_mask)
     for number, row in enumerate(given):
         if isinstance(row, Integral) and not isinstance(row, bool) and int(row) >= 0:
@@ -24,8 +26,10 @@ def mask_rows(response_mask: Sequence[Sequence[bool]] | Sequence[int]) -> list[l
             raise InputError(
                 f"`response_mask` must hold lists of bools, or lengths >= 0; got {row!r} for row {number}."
             )
-        else:
+        elif _is_list(row):
             rows.append(list(row))
+        else:
+            raise InputError(f"`response_mask` must hold lists of bools, or lengths; got {row!r} for row {number}.")
     return rows
 
 
@@ -51,6 +55,8 @@ def pad_lists(
     Raises:
         InputError: There is not one list a rollout, or a list is not as long as its rollout.
     """
+    if not _is_list(rows) or not all(_is_list(row) for row in rows):
+        raise InputError(f"`{name}` must be a list of lists, one a rollout; got {type(rows).__name__}: {rows!r:.60}.")
     if len(rows) != len(lengths):
         raise InputError(f"`{name}` must have one list a rollout, {len(lengths)}; got {len(rows)}.")
     fill: Any = {"bool": False, "int": -1, "float": 0.0}[kind]
@@ -60,3 +66,8 @@ def pad_lists(
             raise InputError(f"`{name}` must have one entry a token; got {len(row)} for {length} tokens in row {i}.")
         padded.append([*row, *[fill] * (longest - length)])
     return list_tensor(name, kind, padded, dtype).reshape(len(lengths), longest)
+
+
+def _is_list(value: Any) -> bool:
+    """Whether it has a length and items (a list, a tuple, an array, a tensor of one or more axes)."""
+    return not isinstance(value, (str, bytes, dict)) and hasattr(value, "__len__") and getattr(value, "ndim", 1) > 0

@@ -31,7 +31,8 @@ class RolloutBatch:
     """B rollouts in groups, with everything that an estimator may read. Validated once; never mutated.
 
     Token fields are [batch, time], or [tokens] in the packed layout (see `from_packed`). Only response tokens of rows
-    that count are ever read: padding, tool output and excluded rows may hold anything, nan included.
+    that count are ever read: padding, tool output and excluded rows may hold anything, nan included. The tensors are
+    the caller's own, not copies: writing to them afterward goes unchecked.
 
     Attributes:
         response_mask: bool [batch, time]; True = sampled by the policy and trained on. Holes (tool output) and rows
@@ -112,6 +113,8 @@ class RolloutBatch:
             ...                         process_rewards=[[0.5, 0.1], [0.2]])
             RolloutBatch(2 rollouts, 3 response tokens, padded; rewards, process_rewards, step_ids)
         """
+        if not dtype.is_floating_point:
+            raise InputError(f"`dtype` must be a floating point dtype; got {dtype}.")
         masks = mask_rows(response_mask)
         lengths = [len(row) for row in masks]
         fields = {"response_mask": masks, "group_ids": group_ids, "rewards": rewards, **fields}
@@ -160,11 +163,20 @@ class RolloutBatch:
         unknown = sorted(set(values) - set(TOKEN_FIELDS))
         if unknown:
             raise InputError(f"`values` must hold token fields ({', '.join(TOKEN_FIELDS)}); got {unknown[0]!r}.")
+        outside = sorted(set(row_fields) & set(TOKEN_FIELDS))
+        if outside:
+            raise InputError(
+                f"`{outside[0]}` must be given in `values`: it is a token field; got it as a [batch] field."
+            )
         cu_seqlens = checks.as_tensor("cu_seqlens", cu_seqlens, "int", None)
         mask = values.get("response_mask")
         if mask is None:
-            n_tokens = int(cu_seqlens[-1]) if cu_seqlens.numel() else 0
-            mask = torch.ones(max(n_tokens, 0), dtype=torch.bool, device=cu_seqlens.device)
+            named = next(iter(values.items()), None)
+            n_tokens = (
+                checks.as_tensor(*named, TOKEN_FIELDS[named[0]], None).numel() if named else int(cu_seqlens.max())
+            )
+            checks.check_cu_seqlens(cu_seqlens, n_tokens)
+            mask = torch.ones(n_tokens, dtype=torch.bool, device=cu_seqlens.device)
         fields = {**values, "response_mask": mask, "group_ids": group_ids, "rewards": rewards, **row_fields}
         return _construct(cls, {**fields, "cu_seqlens": cu_seqlens})
 
@@ -188,7 +200,10 @@ class RolloutBatch:
                     checks.check_shape(name, self._set(name, kind, mask.device), shape, axes)
         if self.extra_rewards is not None:
             checks.check_extra(self.extra_rewards)
-            extra = {name: checks.as_tensor(name, x, "float", mask.device) for name, x in self.extra_rewards.items()}
+            extra = {
+                name: checks.as_tensor(f"extra_rewards[{name!r}]", x, "float", mask.device)
+                for name, x in self.extra_rewards.items()
+            }
             for name, x in extra.items():
                 checks.check_shape(f"extra_rewards[{name!r}]", x, batch, "[batch]")
             object.__setattr__(self, "extra_rewards", extra)
@@ -201,7 +216,8 @@ class RolloutBatch:
 
     def _check_values(self) -> None:
         layout = self.layout
-        channels = {"rewards": self.rewards, "format_rewards": self.format_rewards, **(self.extra_rewards or {})}
+        extra = {f"extra_rewards[{name!r}]": x for name, x in (self.extra_rewards or {}).items()}
+        channels = {"rewards": self.rewards, "format_rewards": self.format_rewards, **extra}
         for name, x in channels.items():
             if x is not None:
                 checks.check_rows(name, x, layout.live)
@@ -246,13 +262,19 @@ class RolloutBatch:
         wide = any(x is not None and x.dtype == torch.float64 for x in candidates)
         return torch.float64 if wide else torch.float32
 
+    @property
+    def present(self) -> list[str]:
+        """The names of the optional fields that the batch has."""
+        names = [name for name in (*ROW_FIELDS, *TOKEN_FIELDS) if name != "response_mask"]
+        extra = [f"extra_rewards[{name!r}]" for name in sorted(self.extra_rewards or {})]
+        return [name for name in names if getattr(self, name) is not None] + extra
+
     def __len__(self) -> int:
         """The number of rollouts, B, with those that do not count."""
         return self.group_ids.numel()
 
     def __repr__(self) -> str:
-        names = [name for name in (*ROW_FIELDS, "extra_rewards", *TOKEN_FIELDS) if getattr(self, name) is not None]
-        given = ", ".join(name for name in names if name != "response_mask")
+        given = ", ".join(self.present)
         layout = "padded" if self.cu_seqlens is None else "packed"
         return f"RolloutBatch({len(self)} rollouts, {self.layout.rows.size} response tokens, {layout}; {given})"
 

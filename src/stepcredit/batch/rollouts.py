@@ -71,6 +71,15 @@ class Rollouts:
 
     def __post_init__(self) -> None:
         """Checks every length and span once."""
+        for name, kind in (("prompts", str), ("completions", str), ("group_ids", int)):
+            values = getattr(self, name)
+            if isinstance(values, str):
+                raise InputError(
+                    f"`{name}` must be a sequence with one entry a rollout; got one {type(values).__name__}."
+                )
+            for row, value in enumerate(values):
+                if not isinstance(value, kind) or isinstance(value, bool):
+                    raise InputError(f"`{name}` must hold {kind.__name__}; got {value!r:.40} in row {row}.")
         for field in fields(self):
             value = getattr(self, field.name)
             if value is not None and len(value) != len(self.prompts):
@@ -91,6 +100,10 @@ class Rollouts:
     def __len__(self) -> int:
         """The number of rollouts, B."""
         return len(self.prompts)
+
+    def __repr__(self) -> str:
+        given = [field.name for field in fields(self)[3:] if getattr(self, field.name) is not None]
+        return f"Rollouts({len(self)} rollouts in {len(set(self.group_ids))} groups; {', '.join(given)})"
 
     @property
     def token_counts(self) -> list[int] | None:
@@ -121,6 +134,8 @@ def check_spans(name: str, row: int, spans: Sequence[tuple[int, int]], text: str
     """
     previous = (0, 0)
     for span in spans:
+        if not isinstance(span, (tuple, list)) or not all(isinstance(x, int) for x in span[:2]) or len(span) < 2:
+            raise InputError(f"`{name}` must hold (start, end) pairs of integers; got {span!r:.40} in row {row}.")
         start, end = span[0], span[1]
         if not 0 <= start <= end <= len(text):
             raise InputError(

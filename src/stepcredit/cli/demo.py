@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from stepcredit.batch import RolloutBatch
 from stepcredit.config import build_estimator
 from stepcredit.errors import InputError
@@ -77,7 +79,7 @@ def _by_step_label(result: Scored) -> dict[str, float]:
     batch: RolloutBatch = result.batch
     rows = batch.layout.rows
     a = batch.layout.pack(result.credit.advantages)
-    right = batch.layout.pack(batch.process_rewards) > 0 if batch.process_rewards is not None else a > a
+    right = batch.layout.pack(_steps_of(batch)) > 0
     gaps = []
     for i in range(len(rows)):
         inside = rows.ids == i
@@ -88,3 +90,10 @@ def _by_step_label(result: Scored) -> dict[str, float]:
         "wrong_steps": float(a[~right].mean()),
         "gap_in_failed": sum(gaps) / max(len(gaps), 1),
     }
+
+
+def _steps_of(batch: RolloutBatch) -> Tensor:
+    """The step labels; the built-in task grades every step."""
+    if batch.process_rewards is None:
+        raise InputError("`rollouts` must have graded steps; got none.")
+    return batch.process_rewards

@@ -14,6 +14,7 @@ from stepcredit.lab.score import load_tokenizer, score_rollouts
 from stepcredit.lab.summary import summarize
 from stepcredit.lab.write_rows import check_folder, check_target, write_rows
 from stepcredit.signals import SIGNALS
+from stepcredit.tasks.segmentation import SCHEMES
 
 NAME = "score"
 HELP = "per-token credit for a file of rollouts"
@@ -36,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--signal-set", action="append", default=[], metavar="OPTION=VALUE", help="an option of the signal"
     )
-    parser.add_argument("--by", default="lines", help="steps of a text signal: lines, paragraphs, sentences, marker")
+    parser.add_argument(
+        "--by", default="lines", choices=SCHEMES, help="how a text signal's steps are cut (default lines)"
+    )
     parser.add_argument("--marker", help="what ends a step, with --by marker")
     parser.add_argument("--tokenizer", metavar="NAME", help="hub name or folder; words without one")
     parser.add_argument("--limit", type=int, help="read at most this many rows")
@@ -49,14 +52,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Reads, scores, writes; nothing is written before everything is computed."""
     begun = time.perf_counter()
     check_target(args.out)
-    if Path(args.out).exists() and Path(args.rollouts).exists() and Path(args.out).samefile(args.rollouts):
-        raise InputError(f"`--out` must not be the input; got {args.out!r} for both.")
     if args.html:
         check_folder("--html", args.html)
+    _check_apart({"IN": args.rollouts, "--out": args.out, "--html": args.html})
     if args.html_groups < 1:
         raise InputError(f"`--html-groups` must be at least 1; got {args.html_groups}.")
     options = parse_overrides(args.set)
-    estimators = [build_estimator(name, options) for name in args.estimator]
+    estimators = [build_estimator(name, _options_of(name, options, args.estimator)) for name in args.estimator]
     signal = build_signal(args.signal, parse_overrides(args.signal_set)) if args.signal else None
     if args.signal_set and not args.signal:
         raise InputError("`--signal-set` must come with `--signal`; got no signal.")
@@ -69,6 +71,29 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         write_page(args.html, scored, groups=args.html_groups, title=Path(args.rollouts).name)
     written = {"out": args.out, **({"html": args.html} if args.html else {})}
     return {**summary, **written, "seconds": round(time.perf_counter() - begun, 3)}
+
+
+def _check_apart(files: dict[str, str | None]) -> None:
+    """Refuses one file under two names: writing the second would destroy the first."""
+    seen: dict[Path, str] = {}
+    for role, name in files.items():
+        if name is not None:
+            path = Path(name).resolve()
+            if path in seen:
+                raise InputError(f"`{role}` must not be the same file as {seen[path]}; got {name!r} for both.")
+            seen[path] = role
+
+
+def _options_of(name: str, options: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """The options for one of the estimators: those without a prefix, and those under its own name."""
+    own = {}
+    for option, value in options.items():
+        prefix, dot, rest = option.partition(".")
+        if dot and prefix not in names:
+            raise InputError(f"`--set {option}` must name one of the estimators {', '.join(names)}; got {prefix!r}.")
+        if not dot or prefix == name:
+            own[rest if dot else option] = value
+    return own
 
 
 def show(result: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from stepcredit.errors import InputError
 from stepcredit.tasks.rows import read_rows
-from stepcredit.tasks.segmentation import segment
+from stepcredit.tasks.segmentation import SCHEMES, segment
 
 NAME = "segment"
 HELP = "show how completions would be cut into steps"
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file", metavar="FILE", help="a text file (.txt, .md), or rows: .jsonl, .json, .parquet, also .gz"
     )
-    parser.add_argument("--by", default="lines", help="lines, paragraphs, sentences or marker (default lines)")
+    parser.add_argument("--by", default="lines", choices=SCHEMES, help="how to cut (default lines)")
     parser.add_argument("--marker", help="what ends a step, with --by marker")
     parser.add_argument(
         "--field", help=f"the field that holds the text; default: the first of {', '.join(TEXT_FIELDS)}"
@@ -28,10 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Cuts the first texts of the file."""
-    by: Any = args.by
     rows: list[dict[str, Any]] = []
     for number, text in _texts(args.file, args.field, args.limit):
-        spans = segment(text, by, marker=args.marker)
+        spans = segment(text, args.by, marker=args.marker)
         steps = [{"start": start, "end": end, "text": text[start:end]} for start, end in spans]
         rows.append({"row": number, "characters": len(text), "steps": steps})
     return {"by": args.by, "rows": rows, "steps": sum(len(row["steps"]) for row in rows)}

@@ -9,7 +9,7 @@ from typing import Any
 
 from stepcredit.errors import InputError
 from stepcredit.estimators import ESTIMATORS, Estimator
-from stepcredit.signals import SIGNALS, Signal
+from stepcredit.signals import SIGNALS, LogProbSignal, Signal
 
 
 def build_estimator(name: str, options: Mapping[str, Any] | None = None) -> Estimator:
@@ -26,9 +26,10 @@ def build_estimator(name: str, options: Mapping[str, Any] | None = None) -> Esti
         >>> build_estimator("grpo_process", {"fusion": "pooled"}).fusion
         'pooled'
     """
-    made = _build("estimator", name, ESTIMATORS, options or {})
-    if not isinstance(made, Estimator):
+    found = _find("estimator", name, ESTIMATORS)
+    if not issubclass(found, Estimator):
         raise InputError(f"`estimator` must name a subclass of stepcredit.Estimator; got {name!r}.")
+    made: Estimator = _make("estimator", name, found, options or {})
     return made
 
 
@@ -42,7 +43,13 @@ def build_signal(name: str, options: Mapping[str, Any] | None = None) -> Signal:
         >>> build_signal("gopd", {"lam": 1.5})
         GOPD(lam=1.5)
     """
-    made: Signal = _build("signal", name, SIGNALS, options or {})
+    found = _find("signal", name, SIGNALS)
+    lacks = [part for part in ("name", "unit", "requires") if not hasattr(found, part)]
+    if lacks or not (hasattr(found, "score") or "__call__" in vars(found) or issubclass(found, LogProbSignal)):
+        raise InputError(
+            f"`signal` must name a signal class (name, unit, requires, and score or a call); got {name!r}."
+        )
+    made: Signal = _make("signal", name, found, options or {})
     return made
 
 
@@ -78,14 +85,19 @@ def _value(text: str) -> Any:
         return text
 
 
-def _build(kind: str, name: str, known: Mapping[str, type], options: Mapping[str, Any]) -> Any:
-    made = known.get(name) or _import(kind, name, known)
-    names = [field.name for field in dataclasses.fields(made)] if dataclasses.is_dataclass(made) else []
+def _find(kind: str, name: str, known: Mapping[str, type]) -> type:
+    if not isinstance(name, str):
+        raise InputError(f"`{kind}` must be a name or package.module:Class; got {name!r}.")
+    return known.get(name) or _import(kind, name, known)
+
+
+def _make(kind: str, name: str, found: type, options: Mapping[str, Any]) -> Any:
+    names = [field.name for field in dataclasses.fields(found)] if dataclasses.is_dataclass(found) else []
     for option in options:
         if names and option not in names:
-            raise InputError(f"`{option}` must be an option of {name}{_hint(option, names)}.")
+            raise InputError(f"`{option}` must be an option of {name}{_hint(str(option), names)}.")
     try:
-        return made(**options)
+        return found(**options)
     except TypeError as error:
         raise InputError(f"`{kind}` {name!r} could not be made: {error}.") from None
 
@@ -96,8 +108,8 @@ def _import(kind: str, name: str, known: Mapping[str, type]) -> type:
         raise InputError(f"`{kind}` must be a known name or package.module:Class; got {name!r}{_hint(name, known)}.")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"`{kind}` {name!r} could not be imported: {error}.") from None
+    except Exception as error:
+        raise InputError(f"`{kind}` {name!r} could not be imported: {type(error).__name__}: {error}.") from error
     if not isinstance(found, type):
         raise InputError(f"`{kind}` must name a class; got {name!r}.")
     return found

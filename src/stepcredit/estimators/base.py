@@ -1,10 +1,9 @@
 """The estimator interface: frozen options, a call on a batch, and what a scheme has to say to take part."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,8 +11,9 @@ from torch import Tensor
 from stepcredit.batch import Credit, RolloutBatch
 from stepcredit.errors import InputError
 from stepcredit.estimators.compacted import Compacted
-from stepcredit.ops.groups import ProcessGroup
+from stepcredit.ops.groups import ProcessGroup, check_ranks_agree
 from stepcredit.ops.scaling import LinearMap, Singletons
+from stepcredit.options import Options, check_option
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,13 +24,13 @@ class Assignment:
         advantages: float64 [N].
         terms: Computes the streams' contributions, name -> float64 [N], on call.
         segment_ids: Computes int64 [N] on call; None for one segment a response.
-        counts: Computes further counts for `Credit.counts` on call.
+        counts: Further counts for `Credit.counts`, int64 [] each.
     """
 
     advantages: Tensor
     terms: Callable[[], Mapping[str, Tensor]]
     segment_ids: Callable[[], Tensor] | None = None
-    counts: Callable[[], Mapping[str, int]] = dict
+    counts: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def linear(cls, streams: Mapping[str, Tensor], shape: LinearMap, **more: Any) -> "Assignment":
@@ -44,15 +44,8 @@ def total(streams: Mapping[str, Tensor]) -> Tensor:
     return sum(rest, start=first)
 
 
-def option(
-    default: Any, *, at_least: float | None = None, above: float | None = None, at_most: float | None = None
-) -> Any:
-    """A dataclass field with a default and a range, checked when an estimator is made."""
-    return field(default=default, metadata={"at_least": at_least, "above": above, "at_most": at_most})
-
-
 @dataclass(frozen=True, kw_only=True)
-class Estimator(ABC):
+class Estimator(Options, ABC):
     """Turns a `RolloutBatch` into `Credit`. Options are frozen, printed, compared, and checked when it is made.
 
     A scheme of one's own is a subclass with `assign`; nothing needs to be registered, its ``package.module:Class``
@@ -62,12 +55,6 @@ class Estimator(ABC):
     type: ClassVar[str]
     requires: ClassVar[frozenset[str]]
     """The batch fields without which the scheme cannot be computed."""
-
-    def __post_init__(self) -> None:
-        """Checks every option against its annotated choices and its range."""
-        hints = get_type_hints(type(self))
-        for f in fields(self):
-            check_option(type(self).__name__, f.name, getattr(self, f.name), hints[f.name], f.metadata)
 
     def __call__(
         self, batch: RolloutBatch, *, out: Tensor | None = None, process_group: ProcessGroup | None = None
@@ -83,28 +70,42 @@ class Estimator(ABC):
             The credit; advantages are detached and exactly 0 off-mask.
 
         Raises:
-            InputError: The batch lacks a field that the scheme requires, or ``out`` does not fit.
+            InputError: The batch lacks a field that the scheme requires, ``out`` does not fit, or ranks of the process
+                group hold different fields or options.
         """
-        for name in sorted(self.requires):
-            if getattr(batch, name) is None:
-                raise InputError(f"`{name}` must be in the batch for {type(self).__name__}; got None.")
-        view, layout, dtype = Compacted(batch, process_group), batch.layout, batch.dtype
+        if not isinstance(batch, RolloutBatch):
+            raise InputError(f"`batch` must be a RolloutBatch; got {type(batch).__name__}.")
+        missing = [name for name in sorted(self.requires) if getattr(batch, name, None) is None]
+        if process_group is not None:
+            check_ranks_agree(f"{self!r} {batch.present}", batch.response_mask.device, process_group)
+        if missing:
+            raise InputError(f"`{missing[0]}` must be in the batch for {type(self).__name__}; got None.")
+        layout, dtype = batch.layout, batch.dtype
+        out = layout.empty(dtype) if out is None else layout.check_out(out, dtype)
         with torch.no_grad():
+            view = Compacted(batch, process_group)
             assigned = self.assign(view)
-            advantages = layout.unpack(assigned.advantages, fill=0.0, dtype=dtype, out=out)
+            sizes = view.groups.count
+            advantages = layout.unpack(assigned.advantages, fill=0.0, out=out)
 
         def terms() -> dict[str, Tensor]:
             with torch.no_grad():
-                return {name: layout.unpack(x, fill=0.0, dtype=dtype) for name, x in assigned.terms().items()}
+                named = assigned.terms().items()
+                return {name: layout.unpack(x, fill=0.0, out=layout.empty(dtype)) for name, x in named}
 
         def segment_ids() -> Tensor:
             ids = assigned.segment_ids() if assigned.segment_ids else torch.zeros_like(layout.tokens)
-            return layout.unpack(ids, fill=-1, dtype=torch.int64)
+            return layout.unpack(ids, fill=-1, out=layout.empty(torch.int64))
 
         def counts() -> dict[str, int]:
-            sizes = view.groups.count
-            own = {"excluded_rows": len(batch) - layout.live.numel(), "groups": int((sizes > 0).sum())}
-            return {**own, "singleton_groups": int((sizes == 1).sum()), **assigned.counts()}
+            unscored = layout.live.numel() - int(torch.count_nonzero(layout.rows.sum(batch.covered.long())))
+            return {
+                "excluded_rows": len(batch) - layout.live.numel(),
+                "groups": int((sizes > 0).sum()),
+                "singleton_groups": int((sizes == 1).sum()),
+                **({"unscored_rollouts": unscored} if batch.process_rewards is not None else {}),
+                **{name: int(count) for name, count in assigned.counts.items()},
+            }
 
         return Credit(advantages, terms, segment_ids, counts)
 
@@ -137,10 +138,11 @@ class RewardSum(Estimator):
             raise InputError(f"`w_extra` must be a mapping of channel names to weights; got {self.w_extra!r}.")
         for name, weight in self.w_extra.items():
             check_option(type(self).__name__, f"w_extra[{name!r}]", weight, float, {})
+        object.__setattr__(self, "w_extra", dict(self.w_extra))
 
     def weights(self, view: Compacted) -> dict[str, float]:
         """The weight of each reward channel that takes part: those of weight 0 do not, unless all are 0."""
-        unknown = sorted(set(self.w_extra) - set(view.channels))
+        unknown = sorted(set(self.w_extra) - set(view.batch.extra_rewards or {}))
         if unknown:
             raise InputError(f"`w_extra` must name channels of `extra_rewards`; got {unknown[0]!r}.")
         given = {"outcome": self.w_outcome, "format": self.w_format, **self.w_extra}
@@ -150,34 +152,3 @@ class RewardSum(Estimator):
     def weighted(self, view: Compacted) -> dict[str, Tensor]:
         """The weighted reward channels that take part, float64 [R] each; R_i is their sum."""
         return {name: w * view.channels[name] for name, w in self.weights(view).items()}
-
-
-def check_option(owner: str, name: str, value: Any, hint: Any, limits: Mapping[str, float | None]) -> None:
-    """Refuses an option that is none of its choices, of the wrong kind, or out of its range.
-
-    Raises:
-        InputError: Names the option, the rule and the value.
-    """
-    if value is None and type(None) in get_args(hint):
-        return
-    kinds = [kind for kind in (get_args(hint) if type(None) in get_args(hint) else [hint]) if kind is not type(None)]
-    kind = kinds[0]
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            choices = ", ".join(repr(choice) for choice in get_args(kind))
-            raise InputError(f"`{name}` must be one of {choices} for {owner}; got {value!r}.")
-        return
-    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-    fits = {bool: isinstance(value, bool), int: numeric and isinstance(value, int), float: numeric}.get(kind, True)
-    if not fits:
-        raise InputError(f"`{name}` must be {kind.__name__} for {owner}; got {value!r}.")
-    if numeric:
-        low, floor, high = limits.get("at_least"), limits.get("above"), limits.get("at_most")
-        rules = [
-            rule
-            for bound, rule in ((low, f">= {low}"), (floor, f"> {floor}"), (high, f"<= {high}"))
-            if bound is not None
-        ]
-        inside = (low is None or value >= low) and (floor is None or value > floor) and (high is None or value <= high)
-        if not (inside and math.isfinite(value)):
-            raise InputError(f"`{name}` must be {' and '.join(['finite', *rules])} for {owner}; got {value!r}.")

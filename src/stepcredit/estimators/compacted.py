@@ -1,5 +1,6 @@
 """What an estimator reads: the batch's response tokens and live rollouts, packed, in float64."""
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,9 +9,10 @@ from torch import Tensor
 
 from stepcredit.batch import RolloutBatch
 from stepcredit.batch.layout import Steps
-from stepcredit.errors import InputError
+from stepcredit.errors import InputError, StepCreditWarning
 from stepcredit.ops.groups import Pool, ProcessGroup, all_reduce
 from stepcredit.ops.segments import Segments
+from stepcredit.shaping.chunks import change_points
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +77,13 @@ class Compacted:
 
     @cached_property
     def channels(self) -> dict[str, Tensor]:
-        """The reward channels that the batch has: "outcome", "format" and the extra ones, float64 [R] each."""
+        """The reward channels that the batch has: "outcome", "format", the extra ones by name; float64 [R] each.
+
+        Extra ones are sorted, so that ranks whose dicts were filled in another order reduce the same things.
+        """
         batch = self.batch
-        named = {"outcome": batch.rewards, "format": batch.format_rewards, **(batch.extra_rewards or {})}
+        extra = sorted((batch.extra_rewards or {}).items())
+        named = {"outcome": batch.rewards, "format": batch.format_rewards, **dict(extra)}
         return {name: self._live(x) for name, x in named.items() if x is not None}
 
     @cached_property
@@ -89,6 +95,28 @@ class Compacted:
     def step_signal(self) -> Tensor:
         """float64 [M]: the process signal, each step once."""
         return self.signal[self.steps.ends]
+
+    @property
+    def step_ids(self) -> Tensor:
+        """int64 [N]: the batch's step ids, -1 where uncovered; 0 everywhere when the signal is token-level."""
+        if self.batch.step_ids is None:
+            return torch.zeros_like(self.rows.ids)
+        return torch.where(self.batch.covered, self.batch.layout.pack(self.batch.step_ids), -1)
+
+    def warn_if_piecewise_constant(self) -> None:
+        """Warns when a token-level signal looks like step scores spread over tokens."""
+        if self.batch.step_ids is not None or self.rows.size == 0 or bool((self.signal == self.signal[0]).all()):
+            return
+        pairs = self.rows.size - len(self.rows)
+        changes = int(change_points(self.signal, self.rows).sum()) - len(self.rows)
+        if changes < pairs / 2:
+            warnings.warn(
+                f"`process_rewards` changes at {changes} of {pairs} token boundaries, like step scores spread "
+                "over tokens, but `step_ids` is None: every token counts as a step of its own. "
+                "Pass `step_ids` for step scores.",
+                StepCreditWarning,
+                stacklevel=5,
+            )
 
     @cached_property
     def correct(self) -> Tensor:

@@ -5,10 +5,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from stepcredit.estimators.base import Assignment, RewardSum, option, total
+from stepcredit.estimators.base import Assignment, RewardSum, total
 from stepcredit.estimators.compacted import Compacted
 from stepcredit.ops.groups import Pool
 from stepcredit.ops.scaling import LinearMap, on_rollouts, standardizer
+from stepcredit.options import option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from stepcredit.estimators.base import Assignment, RewardSum, option, total
+from stepcredit.estimators.base import Assignment, RewardSum, total
 from stepcredit.estimators.compacted import Compacted
 from stepcredit.ops.scaling import on_rollouts, standardizer
+from stepcredit.options import option
 
 
 @dataclass(frozen=True, kw_only=True)

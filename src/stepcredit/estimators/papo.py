@@ -5,9 +5,10 @@ from typing import ClassVar
 
 import torch
 
-from stepcredit.estimators.base import Assignment, Estimator, option
+from stepcredit.estimators.base import Assignment, Estimator
 from stepcredit.estimators.compacted import Compacted
 from stepcredit.ops.scaling import Singletons, on_rollouts, standardize, standardizer
+from stepcredit.options import option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from stepcredit.estimators.base import Assignment, Estimator, total
 from stepcredit.estimators.compacted import Compacted
 from stepcredit.ops.returns import return_to_go
 from stepcredit.ops.scaling import leave_one_out, whitener
+from stepcredit.shaping.token_baseline import TokenBaseline, token_leave_one_out
 
 PROCESS_NORM_EPS = 1e-6
 
@@ -44,7 +44,7 @@ class PRIME(Estimator):
 
     type: ClassVar[str] = "prime"
     requires = frozenset({"rewards", "process_rewards"})
-    token_baseline: Literal["code", "paper"] = "code"
+    token_baseline: TokenBaseline = "code"
     process_norm: Literal["batch_max"] | None = "batch_max"
 
     def assign(self, view: Compacted) -> Assignment:
@@ -59,17 +59,7 @@ class PRIME(Estimator):
     def _centered_process(self, view: Compacted) -> Tensor:
         """b, float64 [N]: the scaled implicit reward minus its baseline, 0 where uncovered."""
         p = view.signal.index_fill(0, view.rows.last, 0.0)
-        batch = view.token_groups.merged()
         if self.process_norm == "batch_max":
-            p = p / (batch.max(return_to_go(p, view.rows).abs()).clamp(min=0) + PROCESS_NORM_EPS)
-        covered = view.rows.sum(view.batch.covered.double())
-        scored = covered > 0
-        means = torch.where(scored, view.rows.sum(p) / covered.clamp(min=1), 0.0)
-        peers = view.groups.select(scored)
-        n = view.token_groups.spread(peers.count).double()
-        if self.token_baseline == "code":
-            b = n / (n - 1).clamp(min=1) * (p - view.token_groups.spread(peers.mean(means[scored])))
-        else:
-            others = view.groups.spread(peers.sum(means[scored])) - means
-            b = p - view.rows.spread(others) / (n - 1).clamp(min=1)
-        return torch.where(view.batch.covered & (n > 1), b, 0.0)
+            largest = view.token_groups.merged().max(return_to_go(p, view.rows).abs()).clamp(min=0)
+            p = p / (largest + PROCESS_NORM_EPS)
+        return token_leave_one_out(p, view.rows, view.groups, view.batch.covered, self.token_baseline)

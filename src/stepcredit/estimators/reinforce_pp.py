@@ -5,10 +5,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from stepcredit.estimators.base import Assignment, RewardSum, option, total
+from stepcredit.estimators.base import Assignment, RewardSum, total
 from stepcredit.estimators.compacted import Compacted
 from stepcredit.ops.returns import return_to_go
 from stepcredit.ops.scaling import center, on_rollouts, whitener
+from stepcredit.options import option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from stepcredit.estimators.base import Assignment, Estimator, option
+from stepcredit.estimators.base import Assignment, Estimator
 from stepcredit.estimators.compacted import Compacted
 from stepcredit.ops.logprobs import log_ratio
 from stepcredit.ops.scaling import Singletons, on_rollouts, standardizer
+from stepcredit.options import option
 from stepcredit.shaping.step_advantage import Attribution, masked_step_advantage, process_return
 
 
@@ -47,7 +48,7 @@ class SPRO(Estimator):
 
     type: ClassVar[str] = "spro"
     requires = frozenset({"rewards", "old_logprobs", "ref_logprobs"})
-    beta: float = 0.05
+    beta: float = option(0.05, at_least=0)
     attribution: Attribution = "prefix"
     column_std: bool = False
     clip: float | None = option(None, above=0)

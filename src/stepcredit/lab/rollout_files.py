@@ -36,10 +36,11 @@ def read_rollouts(path: str | Path, limit: int | None = None) -> RolloutFile:
     """Reads a file of rollouts: JSON Lines, a JSON array or Parquet, each also gzipped.
 
     A row has ``prompt``, ``completion``, ``group`` (text or integer) and ``reward`` (null: the row counts in nothing).
-    It may have ``format_reward``, ``format_ok``, ``correct``, ``extra_rewards`` ({name: number}), ``steps`` (a list of
-    {end, score}: character offsets into the completion, end exclusive, each step starting where the one before ended
-    or at its own ``start``; score null: not covered), ``offsets`` (a list of [start, end] a token), and beside them one
-    entry a token of ``response_mask``, ``old_logprobs``, ``ref_logprobs``, ``teacher_logprobs``, ``base_logprobs``.
+    It may have ``reference`` (text), ``format_reward``, ``format_ok``, ``correct``, ``extra_rewards`` ({name: number}),
+    ``steps`` (a list of {end, score}: character offsets into the completion, end exclusive, each step starting where
+    the one before ended or at its own ``start``; score null: not covered), ``offsets`` ([start, end] a token),
+    and beside them one entry a token of ``response_mask``, ``old_logprobs``, ``ref_logprobs``, ``teacher_logprobs``,
+    ``base_logprobs``.
     A field is in every row or in none. GSM8K's published example model solutions are read as they are.
 
     Args:
@@ -66,9 +67,10 @@ def read_rollouts(path: str | Path, limit: int | None = None) -> RolloutFile:
         )
     }
     groups = [_label(row["group"]) for row in rows]
+    references = _column(rows, "reference", present, str)
     order = {label: index for index, label in enumerate(dict.fromkeys(groups))}
     steps = _steps(rows) if "steps" in present else None
-    rollouts = _rollouts(rows, token_fields, [order[label] for label in groups], steps)
+    rollouts = _rollouts(rows, token_fields, [order[label] for label in groups], steps, references)
     known = {*_READ, *token_fields}
     scores = None if steps is None else [[step for step in row if step.score == step.score] for row in steps]
     ignored = sorted({name for row in rows for name in row} - known)
@@ -86,6 +88,7 @@ def _rollouts(
     token_fields: Mapping[str, list[Any] | None],
     group_ids: list[int],
     steps: list[list[ScoredSpan]] | None,
+    references: list[str] | None,
 ) -> Rollouts:
     prompts, completions = [row["prompt"] for row in rows], [row["completion"] for row in rows]
     if token_fields["offsets"] is None and any(x is not None for x in token_fields.values()):
@@ -102,7 +105,8 @@ def _rollouts(
             Rollouts([row["prompt"]], [row["completion"]], [0], **one)
         except InputError as error:
             raise InputError(f"row {number}: {str(error).replace(' in row 0', '').replace(', row 0', '')}") from None
-    return Rollouts(prompts, completions, group_ids, steps=spans, **{k: v for k, v in token_fields.items() if v})
+    present = {name: x for name, x in token_fields.items() if x is not None}
+    return Rollouts(prompts, completions, group_ids, references=references, steps=spans, **present)
 
 
 def _columns(rows: Sequence[Row], present: set[str]) -> dict[str, list[Any]]:
@@ -149,7 +153,8 @@ def _steps(rows: Sequence[Row]) -> list[list[ScoredSpan]]:
         for step in _list(_given(row, "steps", number), number, "steps"):
             if not isinstance(step, Mapping) or "end" not in step or "score" not in step:
                 raise _bad(number, "steps", "be a list of {end, score}", step)
-            start = _integer(step.get("start") or start, number, "steps.start")
+            if step.get("start") is not None:
+                start = _integer(step["start"], number, "steps.start")
             end = _integer(step["end"], number, "steps.end")
             score = float("nan") if step["score"] is None else _number(step["score"], number, "steps.score")
             steps.append(ScoredSpan(start, end, score))

@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stepcredit.batch import Credit, RolloutBatch, Rollouts
@@ -28,7 +28,7 @@ class Scored:
         estimator: The scheme.
         credit: Its result.
         counts: What was left out or came to nothing, by name.
-        notes: Warnings that the scheme gave, one line each.
+        notes: What the user should know: data that was not read, warnings of the scheme; one line each.
     """
 
     file: RolloutFile
@@ -37,6 +37,11 @@ class Scored:
     credit: Credit
     counts: dict[str, int]
     notes: list[str]
+
+    @property
+    def name(self) -> str:
+        """The scheme's `type`."""
+        return self.estimator.type
 
     def rows(self, only: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """One row a rollout (or for those in ``only``): its texts, and per token the characters, credit and terms."""
@@ -55,9 +60,7 @@ class Scored:
                     "completion": rollouts.completions[i],
                     "reward": self.file.columns["rewards"][i] if "rewards" in self.file.columns else None,
                     "counted": self.file.columns["row_mask"][i] if "row_mask" in self.file.columns else True,
-                    "estimator": self.estimator.type
-                    if hasattr(self.estimator, "type")
-                    else type(self.estimator).__name__,
+                    "estimator": self.name,
                     "offsets": [list(span) for span in offsets],
                     "advantages": advantages[place][:n],
                     "segment_ids": segments[place][:n],
@@ -109,9 +112,13 @@ def score_rollouts(
         fields |= {"process_rewards": projected.process_rewards, "step_ids": projected.step_ids}
         counts = {"uncovered_tokens": projected.uncovered_count, "steps_without_tokens": projected.empty_span_count}
     batch = RolloutBatch.from_lists(_masks(rollouts), rollouts.group_ids, **fields)
+    notes = []
     if signal is not None and not isinstance(signal, TextSignal):
         batch = signal(batch)
-    return [_score(replace_file(file, rollouts), batch, estimator, counts) for estimator in estimators]
+        if file.scores is not None:
+            notes.append(f"the file's step scores are not read: signal {signal.name} scores tokens")
+    scored_file = replace(file, rollouts=rollouts)
+    return [_score(scored_file, batch, estimator, counts, notes) for estimator in estimators]
 
 
 def words(text: str) -> Offsets:
@@ -153,22 +160,19 @@ def load_tokenizer(name_or_path: str) -> Tokenize:
     return tokenize
 
 
-def replace_file(file: RolloutFile, rollouts: Rollouts) -> RolloutFile:
-    """The file with its rollouts exchanged."""
-    return RolloutFile(rollouts, file.columns, file.scores, file.groups, file.ignored)
-
-
 def _masks(rollouts: Rollouts) -> list[list[bool]]:
     if rollouts.response_mask is not None:
         return [list(row) for row in rollouts.response_mask]
     return [[True] * len(row) for row in rollouts.offsets or ()]
 
 
-def _score(file: RolloutFile, batch: RolloutBatch, estimator: Estimator, counts: dict[str, int]) -> Scored:
+def _score(
+    file: RolloutFile, batch: RolloutBatch, estimator: Estimator, counts: dict[str, int], notes: list[str]
+) -> Scored:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", StepCreditWarning)
         credit = estimator(batch)
-    notes = [str(warning.message) for warning in caught]
+    notes = [*notes, *(str(warning.message) for warning in caught)]
     return Scored(file, batch, estimator, credit, {**credit.counts(), **counts}, notes)
 
 

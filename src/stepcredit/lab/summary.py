@@ -42,7 +42,7 @@ def _estimator(result: Scored) -> dict[str, Any]:
     sizes = {name: float(layout.pack(term).abs().sum()) for name, term in result.credit.terms().items()}
     whole = sum(sizes.values()) or 1.0
     return {
-        "estimator": getattr(result.estimator, "type", type(result.estimator).__name__),
+        "estimator": result.name,
         "options": repr(result.estimator),
         "mean_abs_credit": float(a.abs().mean()) if a.numel() else 0.0,
         "silent_groups": len(everyone - loud),

@@ -1,11 +1,14 @@
 """Pools: which values are compared with each other, and the one road by which a statistic crosses rows and ranks."""
 
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from stepcredit.errors import InputError
 
 ProcessGroup = dist.ProcessGroup
 
@@ -15,6 +18,20 @@ def all_reduce(x: Tensor, process_group: ProcessGroup | None, op: str = "sum") -
     if process_group is not None:
         dist.all_reduce(x, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[op], process_group)
     return x
+
+
+def check_ranks_agree(what: str, device: torch.device, process_group: ProcessGroup) -> None:
+    """Refuses, on every rank alike, a text that is not the same on all ranks.
+
+    Ranks that differ in fields or options would call different collectives: a hang, or one number read as another.
+
+    Raises:
+        InputError: The texts differ.
+    """
+    mark = zlib.crc32(what.encode())
+    low, high = (-all_reduce(torch.tensor([-mark, mark], device=device), process_group, "max")).tolist()
+    if low != -high:
+        raise InputError(f"`process_group` must see the same fields and options on every rank; this one has {what}.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """Sums along time: what is still to come, and what has come so far."""
 
+import torch
 from torch import Tensor
 
 from stepcredit.ops.segments import Segments
@@ -19,7 +20,6 @@ def return_to_go(x: Tensor, rows: Segments, gamma: float = 1.0) -> Tensor:
         float [N]; each row's last item keeps its own value. Rows never touch each other's rounding.
 
     Example:
-        >>> import torch
         >>> return_to_go(torch.tensor([1.0, 2.0, 3.0]), Segments.from_lengths(torch.tensor([2, 1]))).tolist()
         [3.0, 2.0, 3.0]
 
@@ -27,12 +27,16 @@ def return_to_go(x: Tensor, rows: Segments, gamma: float = 1.0) -> Tensor:
         The return of reinforcement learning; with gamma = 1 the process form of GRPO (Shao et al., DeepSeekMath,
         arXiv 2402.03300, 4.1.3).
     """
-    padded = rows.pad(x)
-    if gamma == 1.0:
-        return rows.unpad(padded.flip(1).cumsum(1).flip(1))
-    for t in range(rows.max_length - 2, -1, -1):
-        padded[:, t] += gamma * padded[:, t + 1]
-    return rows.unpad(padded)
+    result = torch.empty_like(x)
+    for part, items in rows.buckets():
+        padded = part.pad(x[items])
+        if gamma == 1.0:
+            padded = padded.flip(1).cumsum(1).flip(1)
+        else:
+            for t in range(part.max_length - 2, -1, -1):
+                padded[:, t] += gamma * padded[:, t + 1]
+        result[items] = part.unpad(padded)
+    return result
 
 
 def return_so_far(x: Tensor, rows: Segments) -> Tensor:
@@ -46,8 +50,10 @@ def return_so_far(x: Tensor, rows: Segments) -> Tensor:
         float [N]; each row's first item keeps its own value.
 
     Example:
-        >>> import torch
         >>> return_so_far(torch.tensor([1.0, 2.0, 3.0]), Segments.from_lengths(torch.tensor([2, 1]))).tolist()
         [1.0, 3.0, 3.0]
     """
-    return rows.unpad(rows.pad(x).cumsum(1))
+    result = torch.empty_like(x)
+    for part, items in rows.buckets():
+        result[items] = part.unpad(part.pad(x[items]).cumsum(1))
+    return result

@@ -78,8 +78,8 @@ def whiten(x: Tensor, pool: Pool) -> Tensor:
 def abs_max_scaler(x: Tensor, pool: Pool) -> LinearMap:
     """The map ``part -> part / max |x|``, which sends x to `abs_max_scale` of x."""
     largest = pool.max(x.abs())
-    scale = torch.where(largest > 0, 1 / largest, 0.0)
-    return lambda part: part * pool.spread(scale)
+    divisor = torch.where(largest > 0, largest, 1.0)  # not the reciprocal: it overflows where the values are denormal
+    return lambda part: part / pool.spread(divisor)
 
 
 def abs_max_scale(x: Tensor, pool: Pool) -> Tensor:

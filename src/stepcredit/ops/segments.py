@@ -1,10 +1,13 @@
 """Consecutive pieces of a flat axis: the tokens of a rollout, the tokens of a chunk, the chunks of a rollout."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from stepcredit.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +46,17 @@ class Segments:
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> "Segments":
-        """The rows of ``x[mask]`` for a bool [batch, time] mask in which every row holds a True."""
-        return cls.from_lengths(mask.sum(1))
+        """The rows of ``x[mask]`` for a bool [batch, time] mask.
+
+        Raises:
+            InputError: A row of the mask holds no True: its piece would be empty.
+        """
+        lengths = mask.sum(1)
+        if (lengths == 0).any():
+            raise InputError(
+                f"`mask` must hold a True in every row; got none in row {int((lengths == 0).nonzero()[0])}."
+            )
+        return cls.from_lengths(lengths)
 
     def __len__(self) -> int:
         """The number of pieces, n."""
@@ -102,6 +114,21 @@ class Segments:
     def unpad(self, padded: Tensor) -> Tensor:
         """[n, max_length] -> [N]: the inverse of `pad`."""
         return padded[self.ids, self.positions]
+
+    def buckets(self) -> "Iterator[tuple[Segments, Tensor | slice]]":
+        """The pieces sorted by length into few buckets, each with the items that it takes from the axis.
+
+        Within a bucket the longest piece is less than twice the shortest, so that padding a bucket costs at most as
+        much again as its items, however ragged the whole.
+        """
+        scales = torch.frexp(self.lengths.double()).exponent  # the power of two that the length lies under
+        found = torch.unique(scales).tolist()
+        if len(found) == 1:
+            yield self, slice(None)
+            return
+        for scale in found:
+            chosen = scales == scale
+            yield Segments.from_lengths(self.lengths[chosen]), self.spread(chosen).nonzero().squeeze(1)
 
     def within(self, rows: "Segments") -> "Segments":
         """How the coarser ``rows`` of the same items cut the list of these pieces, none of which crosses a row."""

@@ -52,7 +52,14 @@ def chunk_by_value(u: Tensor, boundaries: Tensor, rows: Segments, *, eta: float 
 
 
 def _walk(u: Tensor, forced: Tensor, rows: Segments, eta: float, min_chunk: int) -> Tensor:
-    """The algorithm as printed, over all rows at once: bool [N], where a chunk opens."""
+    """The algorithm as printed, over many rows at once: bool [N], where a chunk opens."""
+    starts = torch.empty_like(forced)
+    for part, items in rows.buckets():
+        starts[items] = _walk_together(u[items], forced[items], part, eta, min_chunk)
+    return starts
+
+
+def _walk_together(u: Tensor, forced: Tensor, rows: Segments, eta: float, min_chunk: int) -> Tensor:
     values, closes = rows.pad(u), rows.pad(forced)
     first, size = values[:, 0].clone(), torch.zeros_like(rows.lengths)
     for t in range(rows.max_length):

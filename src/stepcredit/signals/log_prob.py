@@ -10,10 +10,11 @@ from torch import Tensor
 from stepcredit.batch import RolloutBatch
 from stepcredit.errors import InputError
 from stepcredit.ops import logprobs
+from stepcredit.options import Options
 
 
 @dataclass(frozen=True)
-class LogProbSignal(ABC):
+class LogProbSignal(Options, ABC):
     """A token signal from log-probabilities; in step mode a step's signal is the sum over its tokens.
 
     Attributes:
@@ -44,7 +45,7 @@ class LogProbSignal(ABC):
             signal = steps.spread(sums)
         wide = any(getattr(batch, field).dtype == torch.float64 for field in self.requires)
         dtype = torch.float64 if wide else torch.float32
-        return batch.replace(process_rewards=layout.unpack(signal, fill=0.0, dtype=dtype))
+        return batch.replace(process_rewards=layout.unpack(signal, fill=0.0, out=layout.empty(dtype)))
 
     @abstractmethod
     def token_signal(self, **fields: Tensor) -> Tensor:
