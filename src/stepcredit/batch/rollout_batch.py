@@ -200,12 +200,10 @@ class RolloutBatch:
                     checks.check_shape(name, self._set(name, kind, mask.device), shape, axes)
         if self.extra_rewards is not None:
             checks.check_extra(self.extra_rewards)
-            extra = {
-                name: checks.as_tensor(f"extra_rewards[{name!r}]", x, "float", mask.device)
-                for name, x in self.extra_rewards.items()
-            }
-            for name, x in extra.items():
-                checks.check_shape(f"extra_rewards[{name!r}]", x, batch, "[batch]")
+            extra = {}
+            for name, x in self.extra_rewards.items():
+                extra[name] = checks.as_tensor(f"extra_rewards[{name!r}]", x, "float", mask.device)
+                checks.check_shape(f"extra_rewards[{name!r}]", extra[name], batch, "[batch]")
             object.__setattr__(self, "extra_rewards", extra)
         self._check_values()
 

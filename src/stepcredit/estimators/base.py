@@ -12,8 +12,8 @@ from stepcredit.batch import Credit, RolloutBatch
 from stepcredit.errors import InputError
 from stepcredit.estimators.compacted import Compacted
 from stepcredit.ops.groups import ProcessGroup, check_ranks_agree
-from stepcredit.ops.scaling import LinearMap, Singletons
-from stepcredit.options import Options, check_option
+from stepcredit.ops.scaling import LinearMap
+from stepcredit.options import Options
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +48,16 @@ def total(streams: Mapping[str, Tensor]) -> Tensor:
 class Estimator(Options, ABC):
     """Turns a `RolloutBatch` into `Credit`. Options are frozen, printed, compared, and checked when it is made.
 
-    A scheme of one's own is a subclass with `assign`; nothing needs to be registered, its ``package.module:Class``
-    names it in a config.
+    A scheme of one's own is a frozen dataclass that subclasses this and has `assign`; nothing needs to be registered,
+    its ``package.module:Class`` names it in a config.
+
+    Attributes:
+        type: The scheme's name in configs and tables.
+        requires: The batch fields without which the scheme cannot be computed.
     """
 
-    type: ClassVar[str]
-    requires: ClassVar[frozenset[str]]
-    """The batch fields without which the scheme cannot be computed."""
+    type: ClassVar[str] = "custom"
+    requires: ClassVar[frozenset[str]] = frozenset()
 
     def __call__(
         self, batch: RolloutBatch, *, out: Tensor | None = None, process_group: ProcessGroup | None = None
@@ -112,43 +115,3 @@ class Estimator(Options, ABC):
     @abstractmethod
     def assign(self, view: Compacted) -> Assignment:
         """The scheme itself, on the compacted batch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardSum(Estimator):
-    """Options shared by the schemes whose reward is ``R = w_outcome r + w_format f + weighted extra rewards``.
-
-    Attributes:
-        w_outcome: Weight of the outcome reward.
-        w_format: Weight of the format reward.
-        w_extra: Weight of each extra reward by name; 1 where it is not named.
-        singletons: What a group of one rollout gets: "zero", or its "raw" reward.
-    """
-
-    requires = frozenset({"rewards"})
-    w_outcome: float = 1.0
-    w_format: float = 0.0
-    w_extra: Mapping[str, float] = field(default_factory=dict, hash=False)
-    singletons: Singletons = "zero"
-
-    def __post_init__(self) -> None:
-        """Checks every option, the weights of extra rewards among them."""
-        super().__post_init__()
-        if not isinstance(self.w_extra, Mapping):
-            raise InputError(f"`w_extra` must be a mapping of channel names to weights; got {self.w_extra!r}.")
-        for name, weight in self.w_extra.items():
-            check_option(type(self).__name__, f"w_extra[{name!r}]", weight, float, {})
-        object.__setattr__(self, "w_extra", dict(self.w_extra))
-
-    def weights(self, view: Compacted) -> dict[str, float]:
-        """The weight of each reward channel that takes part: those of weight 0 do not, unless all are 0."""
-        unknown = sorted(set(self.w_extra) - set(view.batch.extra_rewards or {}))
-        if unknown:
-            raise InputError(f"`w_extra` must name channels of `extra_rewards`; got {unknown[0]!r}.")
-        given = {"outcome": self.w_outcome, "format": self.w_format, **self.w_extra}
-        weights = {name: given.get(name, 1.0) for name in view.channels}
-        return {name: w for name, w in weights.items() if w != 0} or {"outcome": 0.0}
-
-    def weighted(self, view: Compacted) -> dict[str, Tensor]:
-        """The weighted reward channels that take part, float64 [R] each; R_i is their sum."""
-        return {name: w * view.channels[name] for name, w in self.weights(view).items()}

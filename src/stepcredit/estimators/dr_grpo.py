@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from stepcredit.estimators.base import Assignment, RewardSum
+from stepcredit.estimators.base import Assignment
 from stepcredit.estimators.compacted import Compacted
+from stepcredit.estimators.reward_sum import RewardSum
 from stepcredit.ops.scaling import center, on_rollouts
 
 

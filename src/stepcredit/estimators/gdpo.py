@@ -5,8 +5,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from stepcredit.estimators.base import Assignment, RewardSum, total
+from stepcredit.estimators.base import Assignment, total
 from stepcredit.estimators.compacted import Compacted
+from stepcredit.estimators.reward_sum import RewardSum
 from stepcredit.ops.groups import Pool
 from stepcredit.ops.scaling import LinearMap, on_rollouts, standardizer
 from stepcredit.options import option

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from stepcredit.estimators.base import Assignment, RewardSum, total
+from stepcredit.estimators.base import Assignment, total
 from stepcredit.estimators.compacted import Compacted
+from stepcredit.estimators.reward_sum import RewardSum
 from stepcredit.ops.scaling import on_rollouts, standardizer
 from stepcredit.options import option
 

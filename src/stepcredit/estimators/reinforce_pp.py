@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from stepcredit.estimators.base import Assignment, RewardSum, total
+from stepcredit.estimators.base import Assignment, total
 from stepcredit.estimators.compacted import Compacted
+from stepcredit.estimators.reward_sum import RewardSum
 from stepcredit.ops.returns import return_to_go
 from stepcredit.ops.scaling import center, on_rollouts, whitener
 from stepcredit.options import option
