@@ -160,8 +160,9 @@ def test_token_mode_hardly_merges_anything() -> None:
 
 def test_a_step_shaped_signal_without_step_ids_is_warned_about() -> None:
     batch = RolloutBatch.from_lists([6], [0], process_rewards=[[0.1, 0.1, 0.1, 0.9, 0.9, 0.9]])
-    with pytest.warns(StepCreditWarning, match="step_ids"):
+    with pytest.warns(StepCreditWarning, match="step_ids") as warned:
         sc.PASS()(batch)
+    assert warned[0].filename == __file__  # it points at the caller
     with pytest.warns(StepCreditWarning, match="step_ids"):
         sc.GRPOProcess()(batch)
     whole = RolloutBatch.from_lists([3, 3], [0, 0], process_rewards=[[0.9] * 3, [0.1] * 3])

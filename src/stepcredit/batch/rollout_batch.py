@@ -238,7 +238,7 @@ class RolloutBatch:
 
     @cached_property
     def covered(self) -> Tensor:
-        """Bool [N]: which response tokens the process signal covers."""
+        """Which response tokens the process signal covers, bool [N]."""
         covered = torch.ones_like(self.layout.tokens, dtype=torch.bool)
         if self.step_ids is not None:
             covered &= self.layout.pack(self.step_ids) >= 0

@@ -66,11 +66,6 @@ class Compacted:
         """int64 [M]: the rollout of each step."""
         return self.rows.ids[self.steps.ends]
 
-    def per_rollout(self, name: str) -> Tensor | None:
-        """The row field as float64 [R]; None if the batch does not have it."""
-        x = getattr(self.batch, name)
-        return None if x is None else self._live(x)
-
     def per_token(self, name: str) -> Tensor:
         """The token field as float64 [N]; the batch must have it."""
         return self.batch.layout.pack(getattr(self.batch, name)).double()
@@ -115,12 +110,12 @@ class Compacted:
                 "over tokens, but `step_ids` is None: every token counts as a step of its own. "
                 "Pass `step_ids` for step scores.",
                 StepCreditWarning,
-                stacklevel=5,
+                stacklevel=4,
             )
 
     @cached_property
     def correct(self) -> Tensor:
-        """Bool [R]: which rollouts are correct; by default those with a positive outcome reward."""
+        """Which rollouts are correct, bool [R]; by default those with a positive outcome reward."""
         live = self.batch.layout.live
         if self.batch.correct is not None:
             return self.batch.correct[live]
@@ -130,7 +125,7 @@ class Compacted:
 
     @cached_property
     def violates(self) -> Tensor | None:
-        """Bool [R]: which rollouts break the format; None if the batch does not say."""
+        """Which rollouts break the format, bool [R]; None if the batch does not say."""
         if self.batch.format_ok is not None:
             return ~self.batch.format_ok[self.batch.layout.live]
         return None if self.batch.format_rewards is None else ~(self.channels["format"] > 0)

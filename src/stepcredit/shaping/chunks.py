@@ -72,7 +72,7 @@ def _walk_together(u: Tensor, forced: Tensor, rows: Segments, eta: float, min_ch
 
 
 def change_points(x: Tensor, rows: Segments) -> Tensor:
-    """Bool [N]: tokens whose x (any dtype) differs from the token before, and each row's first token."""
+    """Tokens whose x (any dtype) differs from the token before, and each row's first token; bool [N]."""
     changed = torch.ones(rows.size, dtype=torch.bool, device=x.device)
     changed[1:] = x[1:] != x[:-1]
     changed[rows.first] = True
