@@ -205,6 +205,10 @@ def test_step_ids_of_uncovered_tokens_are_minus_one_in_segment_ids() -> None:
     ids = torch.tensor([[0, 0, 3], [0, 1, -1]])
     batch = RolloutBatch(MASK, GROUPS, process_rewards=SIGNAL[:, :1].expand(2, 3), step_ids=ids, process_mask=covered)
     assert sc.GRPOProcess()(batch).segment_ids().tolist() == [[0, 0, -1], [0, -1, -1]]
+    batch = batch.replace(rewards=torch.tensor([1.0, 0.0]))
+    assert sc.REINFORCEpp()(batch).segment_ids().tolist() == [[0, 0, -1], [0, -1, -1]]
+    for whole in (sc.REINFORCEpp(baseline=True), sc.GRPO(), sc.PAPO()):
+        assert whole(batch).segment_ids().tolist() == [[0, 0, 0], [0, 0, -1]]
 
 
 def test_rollouts_that_the_signal_does_not_reach_are_counted() -> None:

@@ -36,8 +36,8 @@ class Credit:
     def segment_ids(self) -> Tensor:
         """int64, like `advantages`: the segments that share one credit; -1 off-mask.
 
-        Chunks for PASS; the batch's own step ids for GRPOProcess in step mode (-1 on uncovered tokens too); else 0 for
-        the whole response.
+        Chunks for PASS; the batch's own step ids, -1 on uncovered tokens too, for GRPOProcess and for a REINFORCEpp
+        that reads the process signal, in step mode; else 0 for the whole response.
         """
         return self._segment_ids()
 

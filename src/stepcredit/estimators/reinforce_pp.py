@@ -47,7 +47,9 @@ class REINFORCEpp(RewardSum):
     def assign(self, view: Compacted) -> Assignment:
         """Whitened returns."""
         returns = self._centered_rewards(view) if self.baseline else self._returns(view)
-        return Assignment.linear(returns, whitener(total(returns), view.token_groups.merged()))
+        whole = whitener(total(returns), view.token_groups.merged())
+        by_step = "process" in returns
+        return Assignment.linear(returns, whole, segment_ids=(lambda: view.step_ids) if by_step else None)
 
     def _centered_rewards(self, view: Compacted) -> dict[str, Tensor]:
         per_rollout = on_rollouts(lambda x: center(x, view.groups), view.groups, self.singletons)
