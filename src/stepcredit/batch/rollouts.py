@@ -134,9 +134,12 @@ def check_spans(name: str, row: int, spans: Sequence[tuple[int, int]], text: str
     """
     previous = (0, 0)
     for span in spans:
-        if not isinstance(span, (tuple, list)) or not all(isinstance(x, int) for x in span[:2]) or len(span) < 2:
+        try:
+            start, end = span[0], span[1]
+        except (TypeError, IndexError):
+            start = end = None  # type: ignore[assignment]
+        if type(start) is not int or type(end) is not int:
             raise InputError(f"`{name}` must hold (start, end) pairs of integers; got {span!r:.40} in row {row}.")
-        start, end = span[0], span[1]
         if not 0 <= start <= end <= len(text):
             raise InputError(
                 f"`{name}` must lie inside the completion; got ({start}, {end}) of {len(text)} characters, row {row}."

@@ -36,8 +36,8 @@ def summarize(scored: Sequence[Scored]) -> dict[str, Any]:
 def _estimator(result: Scored) -> dict[str, Any]:
     layout = result.batch.layout
     a = layout.pack(result.credit.advantages)
-    loud = {int(label) for label in result.batch.group_ids[layout.live[layout.rows.ids[a != 0]]]}
-    everyone = {int(label) for label in result.batch.group_ids[layout.live]}
+    everyone = result.batch.group_ids[layout.live]
+    loud = everyone[layout.rows.sum(a.abs()) > 0]
     varied = layout.rows.sum((a != layout.rows.spread(a[layout.rows.first])).double()) > 0
     sizes = {name: float(layout.pack(term).abs().sum()) for name, term in result.credit.terms().items()}
     whole = sum(sizes.values()) or 1.0
@@ -45,7 +45,7 @@ def _estimator(result: Scored) -> dict[str, Any]:
         "estimator": result.name,
         "options": repr(result.estimator),
         "mean_abs_credit": float(a.abs().mean()) if a.numel() else 0.0,
-        "silent_groups": len(everyone - loud),
+        "silent_groups": len(set(everyone.tolist()) - set(loud.tolist())),
         "varied_rows": int(torch.count_nonzero(varied)),
         "shares": {name: size / whole for name, size in sizes.items()},
     }

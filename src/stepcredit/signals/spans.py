@@ -197,6 +197,10 @@ def _owner(
     spans: Sequence[tuple[int, int] | tuple[int, int, float]], first: int, start: int, end: int, text: str
 ) -> int:
     """The span, from ``first`` on, that owns the characters ``[start, end)``; -1 if the text between spans does."""
+    if first == len(spans) or end <= spans[first][0]:
+        return -1
+    if spans[first][0] <= start and end <= spans[first][1]:  # nearly every token lies in one span: no need to vote
+        return first
     owner, most = -1, (0, 0)
     for index in range(first, len(spans) + 1):
         low, high = (spans[index][0], spans[index][1]) if index < len(spans) else (end, end)
