@@ -2,9 +2,13 @@
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, chain
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from stepcredit.batch import Credit, RolloutBatch, Rollouts
 from stepcredit.errors import InputError, MissingExtraError, StepCreditWarning
@@ -12,7 +16,7 @@ from stepcredit.estimators import Estimator
 from stepcredit.lab.rollout_files import RolloutFile
 from stepcredit.signals import Signal, TextSignal
 from stepcredit.signals.spans import project_scores
-from stepcredit.tasks.segmentation import segment
+from stepcredit.tasks.segmentation import Scheme, segment
 
 Offsets = list[tuple[int, int]]
 Tokenize = Callable[[str], Offsets]
@@ -45,26 +49,25 @@ class Scored:
 
     def rows(self, only: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """One row a rollout (or for those in ``only``): its texts, and per token the characters, credit and terms."""
-        places = list(range(len(self.batch))) if only is None else list(only)
-        advantages, segments = self.credit.advantages[places].tolist(), self.credit.segment_ids()[places].tolist()
-        terms = {name: term[places].tolist() for name, term in self.credit.terms().items()}
-        rollouts, table = self.file.rollouts, []
-        for place, i in enumerate(places):
-            offsets = (rollouts.offsets or [])[i]
-            n = len(offsets)
+        rollouts, columns = self.file.rollouts, self.file.columns
+        advantages, segment_ids, terms = self.credit.advantages, self.credit.segment_ids(), self.credit.terms()
+        ends = [0] if self.batch.cu_seqlens is None else self.batch.cu_seqlens.tolist()
+        table = []
+        for i in range(len(self.batch)) if only is None else only:
+            tokens = slice(ends[i], ends[i + 1])
             table.append(
                 {
                     "row": i + 1,
                     "group": self.file.groups[i],
                     "prompt": rollouts.prompts[i],
                     "completion": rollouts.completions[i],
-                    "reward": self.file.columns["rewards"][i] if "rewards" in self.file.columns else None,
-                    "counted": self.file.columns["row_mask"][i] if "row_mask" in self.file.columns else True,
+                    "reward": columns["rewards"][i] if "rewards" in columns else None,
+                    "counted": columns["row_mask"][i] if "row_mask" in columns else True,
                     "estimator": self.name,
-                    "offsets": [list(span) for span in offsets],
-                    "advantages": advantages[place][:n],
-                    "segment_ids": segments[place][:n],
-                    "terms": {name: term[place][:n] for name, term in terms.items()},
+                    "offsets": [list(span) for span in (rollouts.offsets or [])[i]],
+                    "advantages": advantages[tokens].tolist(),
+                    "segment_ids": segment_ids[tokens].tolist(),
+                    "terms": {name: term[tokens].tolist() for name, term in terms.items()},
                 }
             )
         return table
@@ -75,7 +78,7 @@ def score_rollouts(
     estimators: Sequence[Estimator],
     *,
     signal: Signal | None = None,
-    by: str = "lines",
+    by: Scheme = "lines",
     marker: str | None = None,
     tokenize: Tokenize | None = None,
 ) -> list[Scored]:
@@ -98,20 +101,18 @@ def score_rollouts(
     rollouts = file.rollouts
     if rollouts.offsets is None:
         rollouts = rollouts.replace(offsets=[(tokenize or words)(text) for text in rollouts.completions])
-    fields: dict[str, Any] = dict(file.columns)
-    for name in ("old_logprobs", "ref_logprobs", "teacher_logprobs", "base_logprobs"):
-        fields[name] = getattr(rollouts, name)
+    tokens: dict[str, Any] = {name: getattr(rollouts, name) for name in _TOKEN_FIELDS}
     counts: dict[str, int] = {}
     scores: Any = file.scores
     if isinstance(signal, TextSignal):
         if rollouts.steps is None:
-            rollouts = rollouts.replace(steps=[segment(text, by, marker=marker) for text in rollouts.completions])  # type: ignore[arg-type]
+            rollouts = rollouts.replace(steps=[segment(text, by, marker=marker) for text in rollouts.completions])
         scores = signal.score(rollouts)
     if scores is not None and (signal is None or isinstance(signal, TextSignal)):
         projected = project_scores(rollouts, scores)
-        fields |= {"process_rewards": projected.process_rewards, "step_ids": projected.step_ids}
+        tokens |= {"process_rewards": projected.process_rewards, "step_ids": projected.step_ids}
         counts = {"uncovered_tokens": projected.uncovered_count, "steps_without_tokens": projected.empty_span_count}
-    batch = RolloutBatch.from_lists(_masks(rollouts), rollouts.group_ids, **fields)
+    batch = _packed(rollouts, tokens, file.columns)
     notes = []
     if signal is not None and not isinstance(signal, TextSignal):
         batch = signal(batch)
@@ -160,10 +161,23 @@ def load_tokenizer(name_or_path: str) -> Tokenize:
     return tokenize
 
 
-def _masks(rollouts: Rollouts) -> list[list[bool]]:
-    if rollouts.response_mask is not None:
-        return [list(row) for row in rollouts.response_mask]
-    return [[True] * len(row) for row in rollouts.offsets or ()]
+_TOKEN_FIELDS = ("response_mask", "old_logprobs", "ref_logprobs", "teacher_logprobs", "base_logprobs")
+
+
+def _packed(rollouts: Rollouts, tokens: dict[str, Any], columns: dict[str, Any]) -> RolloutBatch:
+    """The batch, packed: one very long completion among many short ones costs its own tokens only."""
+    values = {name: _flat(name, chain.from_iterable(rows)) for name, rows in tokens.items() if rows is not None}
+    ends = torch.tensor([0, *accumulate(len(row) for row in rollouts.offsets or ())])
+    values.setdefault("response_mask", torch.ones(int(ends[-1]), dtype=torch.bool))
+    fields: dict[str, Any] = {name: _flat(name, x) for name, x in columns.items() if name != "extra_rewards"}
+    if "extra_rewards" in columns:
+        fields["extra_rewards"] = {name: _flat("", x) for name, x in columns["extra_rewards"].items()}
+    return RolloutBatch.from_packed(values, ends, torch.tensor(list(rollouts.group_ids)), **fields)
+
+
+def _flat(name: str, values: Iterable[Any]) -> Tensor:
+    kinds = {"response_mask": torch.bool, "format_ok": torch.bool, "correct": torch.bool, "row_mask": torch.bool}
+    return torch.tensor(list(values), dtype=torch.int64 if name == "step_ids" else kinds.get(name, torch.float64))
 
 
 def _score(
