@@ -33,11 +33,11 @@ check: lint test
 parity: .venv-parity/ready  ## our numbers against the advantage functions of an installed verl; its own environment
 	OMP_NUM_THREADS=1 .venv-parity/bin/pytest --quiet tests/parity
 
-.venv-parity/ready: pyproject.toml constraints.txt
+.venv-parity/ready: pyproject.toml tests/parity/requirements.txt
 	$(PYTHON) -m venv .venv-parity
-	.venv-parity/bin/pip install --quiet --constraint constraints.txt torch numpy pytest hypothesis
+	.venv-parity/bin/pip install --quiet torch==2.13.0
+	.venv-parity/bin/pip install --quiet --requirement tests/parity/requirements.txt
 	.venv-parity/bin/pip install --quiet --no-deps verl==0.9.1
-	.venv-parity/bin/pip install --quiet --constraint constraints.txt 'ray==2.60.*' 'tensordict==0.10.*' omegaconf transformers codetiming
 	.venv-parity/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
