@@ -35,7 +35,8 @@ def test_the_readmes_code_runs() -> None:
         exec(compile(block, "README.md", "exec"), scope)
         credit = scope["credit"]
         assert isinstance(credit, sc.Credit)
-        assert credit.advantages.shape == (2, 4)
+        assert credit.advantages.shape[0] == 2
+        assert credit.advantages.any()
 
 
 def test_import_needs_torch_and_numpy_alone() -> None:

@@ -25,6 +25,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"rewards": torch.tensor([[1.0], [0.0]])}, r"`rewards` must have shape \[batch\] = \[2\]; got \[2, 1\]"),
     ({"rewards": torch.tensor([1.0, NAN])}, "`rewards` must be finite on every row that counts; got nan in row 1"),
     ({"rewards": torch.tensor([1.0, float("inf")])}, "got inf in row 1"),
+    ({"rewards": torch.tensor([1.0, -1e200], dtype=torch.float64)}, "`rewards` must be smaller than"),
     ({"rewards": torch.tensor([1j, 0j])}, "`rewards` must be real numbers; got torch.complex64"),
     ({"rewards": ["a", "b"]}, "`rewards` must be a tensor"),
     ({"format_rewards": torch.tensor([NAN, 1.0])}, "`format_rewards` must be finite"),

@@ -117,6 +117,7 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"group": 1.5}, "row 2: `group` must be text or an integer; got 1.5"),
     ({"reward": "high"}, "row 2: `reward` must be a finite number; got 'high'"),
     ({"reward": float("nan")}, "row 2: `reward` must be a finite number; got nan"),
+    ({"reward": 10**400}, "row 2: `reward` must be a finite number; got an integer of over 60 digits"),
     ({"steps": "all"}, "row 2: `steps` must be a list; got 'all'"),
     ({"steps": [{"end": 3}]}, "row 2: `steps` must be a list of {end, score}"),
     (
@@ -144,9 +145,54 @@ def test_a_bad_row_stops_everything(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
+def test_lone_surrogates_survive_or_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "p", "completion": "a\\ud800b", "group": 0, "reward": 1}\n')
+    out = tmp_path / "c.jsonl"
+    run(capsys, "score", str(source), "--estimator", "grpo", "--out", str(out), "--html", str(tmp_path / "p.html"))
+    assert _read(out)[0]["completion"] == "a\ud800b"
+    assert run(capsys, "segment", str(source))["rows"][0]["steps"][0]["text"] == "a\ud800b"
+    parquet = str(tmp_path / "c.parquet")
+    error = refused(capsys, "score", str(source), "--estimator", "grpo", "--out", parquet)
+    assert "lone surrogates" in error
+    assert not Path(parquet).exists()
+
+
+def test_a_page_that_cannot_be_written_leaves_the_credit_file_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, page = tmp_path / "c.jsonl", tmp_path / "p.html"
+    out.write_text("precious\n")
+    page.write_text("old page")
+
+    def full(*args: object, **options: object) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stepcredit.cli.score.render", full)
+    source = write(tmp_path / "in.jsonl", ROWS[:2])
+    argv = ["--estimator", "grpo", "--out", str(out), "--html", str(page)]
+    assert "No space left on device: " in refused(capsys, "score", source, *argv)
+    assert (out.read_text(), page.read_text()) == ("precious\n", "old page")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.jsonl", "in.jsonl", "p.html"]
+
+
+def test_what_looks_like_a_mistake_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    marked = {"completion": "<<1+1=2>>2", "group": 0, "offsets": [[0, 10]], "steps": [], "old_logprobs": [1.0]}
+    empty = {"completion": "", "group": 1, "offsets": [], "steps": [], "old_logprobs": []}
+    rows = [{**row, "prompt": f"p{i}", "reward": i} for i, row in enumerate((marked, marked, empty))]
+    source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "c.jsonl"
+    summary = run(capsys, "score", source, "--estimator", "grpo", "--signal", "calculator", "--out", str(out))
+    notes = " / ".join(summary["notes"])
+    assert "the file's step scores are not read: the signal is calculator" in notes
+    assert "1 groups hold different prompts, '0' first" in notes
+    assert "2 log-probabilities are positive, 1.0 first" in notes
+    assert [row["counted"] for row in _read(out)] == [True, True, False]
+
+
 def test_other_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = write(tmp_path / "in.jsonl", ROWS[:2]), str(tmp_path / "out.jsonl")
     plain = write(tmp_path / "plain.jsonl", [{k: v for k, v in row.items() if k != "steps"} for row in ROWS[:2]])
+    other = write(tmp_path / "other.jsonl", [{"question": "q", "response": "r"}])
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "broken.jsonl").write_text('{"prompt": \n')
     for argv, message in (
@@ -163,6 +209,8 @@ def test_other_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ([source, "--estimator", "grpo", "--set", "pass.k=1", "--out", out], "must name one of the estimators grpo"),
         ([source, "--estimator", "grpo", "--out", out, "--html", str(tmp_path)], "`--html` must be a file"),
         ([source, "--estimator", "grpo", "--out", out, "--limit", "0"], "`limit` must be at least 1"),
+        ([source, "--estimator", "grpo", "--out", out, "--html", ""], "`--html` must name a file"),
+        ([other, "--estimator", "grpo", "--out", out], "rows need prompt, completion and group; got fields question"),
         ([source, "--estimator", "spro", "--out", out], "`old_logprobs` must be in the batch for SPRO"),
         ([plain, "--estimator", "pass", "--out", out], "`process_rewards` must be in the batch for PASS"),
         ([source, "--estimator", "pass", "--signal", "opd", "--out", out], "must be in the batch for OPD"),

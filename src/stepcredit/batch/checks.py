@@ -1,5 +1,6 @@
 """The value checks of a `RolloutBatch`, each run once, each with a message that names argument, rule and fact."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,9 @@ from torch import Tensor
 
 from stepcredit.batch.layout import Layout, Steps
 from stepcredit.errors import InputError
+
+LARGEST = 1e150
+"""Values from here on are refused: their squares overflow, and an infinite variance would make credit vanish."""
 
 
 def as_tensor(name: str, value: Any, kind: str, device: torch.device | None) -> Tensor:
@@ -54,26 +58,32 @@ def check_cu_seqlens(cu_seqlens: Tensor, n_tokens: int) -> None:
 
 def check_rows(name: str, x: Tensor, live: Tensor) -> None:
     """Refuses nan and inf on rows that count."""
-    bad = live[~x[live].isfinite()]
+    bad = live[~(x[live].abs() < LARGEST)]
     if bad.numel():
         row = int(bad[0])
+        value = x[row].item()
         raise InputError(
-            f"`{name}` must be finite on every row that counts; got {x[row].item()} in row {row}. "
+            f"`{name}` must be {_size_rule(value)} on every row that counts; got {value} in row {row}. "
             "Set `row_mask` False for rows without a reward."
         )
 
 
 def check_tokens(name: str, x: Tensor, layout: Layout, covered: Tensor | None = None) -> None:
     """Refuses nan and inf on response tokens (on the covered ones, if given: bool [N])."""
-    bad = ~layout.pack(x).isfinite()
+    bad = ~(layout.pack(x).abs() < LARGEST)
     if covered is not None:
         bad &= covered
     if bad.any():
         where = int(bad.nonzero()[0])
+        value = layout.pack(x)[where].item()
         raise InputError(
-            f"`{name}` must be finite on every response token that it covers; "
-            f"got {layout.pack(x)[where].item()} at {locate(layout, where)}."
+            f"`{name}` must be {_size_rule(value)} on every response token that it covers; "
+            f"got {value} at {locate(layout, where)}."
         )
+
+
+def _size_rule(value: float) -> str:
+    return f"smaller than {LARGEST:g}" if math.isfinite(value) else "finite"
 
 
 def check_steps(step_ids: Tensor, covered: Tensor, layout: Layout) -> None:

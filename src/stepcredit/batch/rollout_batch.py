@@ -115,6 +115,7 @@ class RolloutBatch:
         """
         if not dtype.is_floating_point:
             raise InputError(f"`dtype` must be a floating point dtype; got {dtype}.")
+        _check_names(cls, fields)
         masks = mask_rows(response_mask)
         lengths = [len(row) for row in masks]
         fields = {"response_mask": masks, "group_ids": group_ids, "rewards": rewards, **fields}
@@ -293,7 +294,11 @@ class RolloutBatch:
 
 
 def _construct(cls: type[RolloutBatch], fields: Mapping[str, Any]) -> RolloutBatch:
+    _check_names(cls, fields)
+    return cls(**fields)
+
+
+def _check_names(cls: type[RolloutBatch], fields: Mapping[str, Any]) -> None:
     unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
     if unknown:
         raise InputError(f"`{unknown[0]}` must be a field of RolloutBatch ({', '.join(cls.__dataclass_fields__)}).")
-    return cls(**fields)

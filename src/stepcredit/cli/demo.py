@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Makes rollouts, scores them, writes the rollouts, the credit and the page."""
+    if not args.out:
+        raise InputError("`--out` must name a folder; got an empty name.")
     folder = Path(args.out)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"`--out` must be a folder; got the file {args.out!r}.")

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from stepcredit.cli import demo, score, segment
 from stepcredit.errors import StepCreditError
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code. (Usage errors and ``--help`` leave through argparse, with 2 and 0.)
     """
     parser = argparse.ArgumentParser(prog="stepcredit", description="Process-level credit assignment for RL of LLMs.")
+    parser.add_argument("--version", action="version", version=f"stepcredit {version('stepcredit')}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb in VERBS:
         sub = verbs.add_parser(verb.NAME, help=verb.HELP, description=verb.__doc__)
@@ -29,14 +31,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         sub.add_argument("--json", action="store_true", help="print the result as one JSON object")
         sub.set_defaults(run=verb.run, show=verb.show)
     args = parser.parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # model text may hold what the terminal cannot show
     try:
         result = args.run(args)
-        print(json.dumps(result, ensure_ascii=False) if args.json else args.show(result), flush=True)
+        print(json.dumps(result) if args.json else args.show(result), flush=True)
     except BrokenPipeError:  # the reader of our output left; that is its right
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (StepCreditError, OSError) as error:
         print(f"stepcredit {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
+        print(f"stepcredit {args.verb}: the data does not fit into memory; try --limit", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"stepcredit {args.verb}: interrupted; nothing was left half-written", file=sys.stderr)

@@ -2,17 +2,18 @@
 
 import argparse
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from stepcredit.config import build_estimator, build_signal, parse_overrides
 from stepcredit.errors import InputError
 from stepcredit.estimators import ESTIMATORS
-from stepcredit.lab.page import write_page
+from stepcredit.lab.page import render
 from stepcredit.lab.rollout_files import read_rollouts
 from stepcredit.lab.score import load_tokenizer, score_rollouts
 from stepcredit.lab.summary import summarize
-from stepcredit.lab.write_rows import check_folder, check_target, write_rows
+from stepcredit.lab.write_rows import check_folder, check_target, dump_rows, replacing
 from stepcredit.signals import SIGNALS
 from stepcredit.tasks.segmentation import SCHEMES
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Reads, scores, writes; nothing is written before everything is computed."""
     begun = time.perf_counter()
     check_target(args.out)
-    if args.html:
+    if args.html is not None:
         check_folder("--html", args.html)
     _check_apart({"IN": args.rollouts, "--out": args.out, "--html": args.html})
     if args.html_groups < 1:
@@ -66,9 +67,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     file = read_rollouts(args.rollouts, args.limit)
     scored = score_rollouts(file, estimators, signal=signal, by=args.by, marker=args.marker, tokenize=tokenize)
     summary = summarize(scored)
-    write_rows(args.out, [row for result in scored for row in result.rows()])
-    if args.html:
-        write_page(args.html, scored, groups=args.html_groups, title=Path(args.rollouts).name)
+    with ExitStack() as files:  # both files are written before either takes its place
+        out = files.enter_context(replacing(args.out))
+        dump_rows(out, args.out, [row for result in scored for row in result.rows()])
+        out.flush()
+        if args.html:
+            page = files.enter_context(replacing(args.html))
+            page.write(render(scored, groups=args.html_groups, title=Path(args.rollouts).name))
+            page.flush()
     written = {"out": args.out, **({"html": args.html} if args.html else {})}
     return {**summary, **written, "seconds": round(time.perf_counter() - begun, 3)}
 
@@ -109,7 +115,7 @@ def show(result: dict[str, Any]) -> str:
     )
     for row in result["estimators"]:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in row["shares"].items())
-        numbers = f"{row['mean_abs_credit']:>13.4f} {row['silent_groups']:>13} {row['varied_rows']:>11}"
+        numbers = f"{row['mean_abs_credit']:>13.4g} {row['silent_groups']:>13} {row['varied_rows']:>11}"
         lines.append(f"{row['estimator']:<14} {numbers}  {shares}")
     extra = {name: n for name, n in result["counts"].items() if n}
     if extra:

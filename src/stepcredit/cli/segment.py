@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stepcredit.errors import InputError
+from stepcredit.tasks.math_problems import gsm8k_solutions
 from stepcredit.tasks.rows import read_rows
 from stepcredit.tasks.segmentation import SCHEMES, segment
 
@@ -51,11 +52,14 @@ def _texts(path: str, field: str | None, limit: int) -> list[tuple[int, str]]:
             return [(1, Path(path).read_bytes().decode())]
         except UnicodeDecodeError as error:
             raise InputError(f"`FILE` must be UTF-8 text; {path} is not: {error}.") from None
-    texts = []
-    for number, row in enumerate(read_rows(path, limit), 1):
+    texts: list[tuple[int, str]] = []
+    rows = read_rows(path, limit)
+    if field is None and {"question", "ground_truth"} <= set(rows[0]) and not set(TEXT_FIELDS) & set(rows[0]):
+        return list(enumerate(gsm8k_solutions(path, limit=limit)[0].completions, 1))[:limit]
+    for number, row in enumerate(rows, 1):
         name = field or next((name for name in TEXT_FIELDS if isinstance(row.get(name), str)), None)
         if name is None or not isinstance(row.get(name), str):
-            found = ", ".join(row) or "none"
-            raise InputError(f"row {number}: `{name or '--field'}` must name a text field; got fields {found}.")
+            found = ", ".join(key for key, value in row.items() if isinstance(value, str)) or "none"
+            raise InputError(f"row {number}: `{name or '--field'}` must name a text field; the row's are {found:.200}.")
         texts.append((number, row[name]))
     return texts

@@ -10,8 +10,10 @@ from stepcredit.estimators.papo import PAPO
 from stepcredit.estimators.pass_ import PASS
 from stepcredit.estimators.prime import PRIME
 from stepcredit.estimators.reinforce_pp import REINFORCEpp
+from stepcredit.estimators.reward_sum import RewardSum
 from stepcredit.estimators.rloo import RLOO
 from stepcredit.estimators.spro import SPRO
+from stepcredit.estimators.streams import StreamScheme
 
 ESTIMATORS: dict[str, type[Estimator]] = {
     scheme.type: scheme for scheme in (GRPO, DrGRPO, RLOO, REINFORCEpp, GDPO, PAPO, GRPOProcess, PASS, SPRO, PRIME)
@@ -20,5 +22,5 @@ ESTIMATORS: dict[str, type[Estimator]] = {
 
 __all__ = [
     "ESTIMATORS", "GDPO", "GRPO", "PAPO", "PASS", "PRIME", "RLOO", "SPRO",
-    "Assignment", "Compacted", "DrGRPO", "Estimator", "GRPOProcess", "REINFORCEpp",
+    "Assignment", "Compacted", "DrGRPO", "Estimator", "GRPOProcess", "REINFORCEpp", "RewardSum", "StreamScheme",
 ]  # fmt: skip

@@ -17,6 +17,10 @@ class DrGRPO(RewardSum):
 
     The other half of the method, a loss without the division by the response's length, is the trainer's.
 
+    The reward R is that of `RewardSum`: ``w_outcome`` (1) and ``w_format`` (0) times outcome and format, plus each
+    extra reward times its weight in ``w_extra`` (1 where it is not named). ``singletons``: what a group of one gets,
+    "zero" or its "raw" reward.
+
     Example:
         >>> from stepcredit import RolloutBatch
         >>> DrGRPO()(RolloutBatch.from_lists([1, 1], [0, 0], [1.0, 0.0])).advantages.tolist()

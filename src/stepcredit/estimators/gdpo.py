@@ -20,6 +20,10 @@ class GDPO(RewardSum):
         a_i = sum over channels c of w_c (R_c,i - mean R_c) / (std R_c + std_eps) over i's group
         A[i, t] = (a_i - mean a) / (std a + std_eps) over the batch
 
+    The reward R is that of `RewardSum`: ``w_outcome`` (1) and ``w_format`` (1) times outcome and format, plus each
+    extra reward times its weight in ``w_extra`` (1 where it is not named). ``singletons``: what a group of one gets,
+    "zero" or its "raw" reward.
+
     Attributes:
         w_format: Weight of the format channel, 1 by default: several channels are what the scheme is for.
         whiten_over: The batch's "rollouts" (as TRL, whose std_eps is 1e-4) or its response "tokens" (as verl, whose

@@ -16,6 +16,10 @@ class GRPO(RewardSum):
 
         A[i, t] = (R_i - mean R) / (std R + std_eps) over the rollouts of i's group
 
+    The reward R is that of `RewardSum`: ``w_outcome`` (1) and ``w_format`` (0) times outcome and format, plus each
+    extra reward times its weight in ``w_extra`` (1 where it is not named). ``singletons``: what a group of one gets,
+    "zero" or its "raw" reward.
+
     Attributes:
         std_eps: Added to the standard deviation.
         correction: Delta degrees of freedom of the standard deviation.

@@ -28,7 +28,10 @@ class GRPOProcess(StreamScheme):
             "summed": the raw weighted sum on every step is scaled over the group's steps (reward shaping).
             "separate": each stream in its own pool.
 
-    The other options are those of `StreamScheme`.
+    The other options are those of `StreamScheme`: ``norm`` ("masked_norm", a z-score, or "abs_max"), ``norm_scope``
+    ("process": outcome and format keep the z-score; "all"), the weights ``w_process``, ``w_outcome``, ``w_format``,
+    ``std_eps`` and ``correction`` of the z-score, and ``singletons`` (what outcome and format of a group of one become
+    in their own pools, "zero" or "raw").
 
     Degenerate cases:
         A pool of equal values gives 0. A token after its rollout's last step gets no process credit.

@@ -20,6 +20,10 @@ class REINFORCEpp(RewardSum):
         G[t] = sum over u >= t of gamma^(u - t) r[u],   r = step signals at step ends + R_i at the last token
         A = (G - mean G) / sqrt(var G + 1e-8) over all response tokens of the batch
 
+    The reward R is that of `RewardSum`: ``w_outcome`` (1) and ``w_format`` (0) times outcome and format, plus each
+    extra reward times its weight in ``w_extra`` (1 where it is not named). ``singletons``: what a group of one gets,
+    "zero" or its "raw" reward.
+
     Attributes:
         gamma: Discount a response token.
         w_process: Weight of the process signal; it takes part if the batch has one.

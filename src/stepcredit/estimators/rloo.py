@@ -15,6 +15,10 @@ class RLOO(RewardSum):
 
         A[i, t] = R_i - mean of the other rollouts' R = G / (G - 1) (R_i - mean R)
 
+    The reward R is that of `RewardSum`: ``w_outcome`` (1) and ``w_format`` (0) times outcome and format, plus each
+    extra reward times its weight in ``w_extra`` (1 where it is not named). ``singletons``: what a group of one gets,
+    "zero" or its "raw" reward.
+
     Example:
         >>> from stepcredit import RolloutBatch
         >>> RLOO()(RolloutBatch.from_lists([1, 1], [0, 0], [1.0, 0.0])).advantages.tolist()

@@ -11,22 +11,29 @@ from stepcredit.lab.write_rows import check_folder, replacing
 
 
 def write_page(path: str | Path, scored: Sequence[Scored], *, groups: int, title: str) -> None:
-    """Writes the page: a group's rollouts side by side, a token's terms on hover and focus, a button an estimator.
-
-    Args:
-        path: The page; it appears whole or not at all.
-        scored: Results over one and the same batch, at least one.
-        groups: The first so many groups of the file are shown; the page says of how many.
-        title: What the page is about.
+    """Writes the page of `render`; it appears whole or not at all.
 
     Raises:
         InputError: The page's folder does not exist.
+        OSError: The disk refused; what stood there before is untouched.
     """
     check_folder("--html", path)
+    page = render(scored, groups=groups, title=title)
+    with replacing(path) as file:
+        file.write(page)
+
+
+def render(scored: Sequence[Scored], *, groups: int, title: str) -> bytes:
+    """The page: a group's rollouts side by side, a token's terms on hover and focus, a button an estimator.
+
+    Args:
+        scored: Results over one and the same batch, at least one.
+        groups: The first so many groups of the file are shown; the page says of how many.
+        title: What the page is about.
+    """
     template = resources.files("stepcredit.lab").joinpath("page.html").read_text(encoding="utf-8")
     page = template.replace("/*DATA*/", embed(page_data(scored, groups=groups, title=title)))
-    with replacing(path) as file:
-        file.write(page.encode("utf-8", "replace"))
+    return page.encode("utf-8", "replace")
 
 
 def embed(data: Any) -> str:
@@ -87,6 +94,6 @@ def _credit(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scale(advantages: Sequence[Sequence[float]]) -> float:
-    """The credit that gets full color: the 98th percentile of |credit|, so that outliers do not pale the rest."""
+    """The credit of full color: twice the median |credit|, so that a few violators do not pale the rest."""
     sizes = sorted(abs(x) for row in advantages for x in row if x)
-    return sizes[int(0.98 * (len(sizes) - 1))] if sizes else 1.0
+    return 2 * sizes[len(sizes) // 2] if sizes else 1.0

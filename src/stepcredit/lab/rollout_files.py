@@ -1,5 +1,6 @@
 """Reads a file of rollouts into `Rollouts` and reward columns, and refuses a bad row by number, field and fact."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,11 @@ def read_rollouts(path: str | Path, limit: int | None = None) -> RolloutFile:
         return RolloutFile(rollouts, {"rewards": rewards}, None, [str(label) for label in rollouts.group_ids])
     present = {name for row in rows for name in row if row[name] is not None or name == "reward"}
     for name in ("prompt", "completion", "group"):
-        _column(rows, name, present | {name}, str if name != "group" else _label)
+        if name not in present:
+            raise InputError(
+                f"row 1: `{name}` must be there: rows need prompt, completion and group; got {_names(rows[0])}."
+            )
+        _column(rows, name, present, str if name != "group" else _label)
     token_fields = {
         name: _column(rows, name, present, check)
         for name, check in (
@@ -206,9 +211,13 @@ def _integer(value: Any, number: int, name: str) -> int:
 def _number(value: Any, number: int, name: str) -> float:
     if isinstance(value, bool):
         return float(value)
-    if not isinstance(value, (int, float)) or not abs(value) < float("inf"):
+    try:
+        as_float = float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:  # an integer beyond any float
+        as_float = math.inf
+    if not math.isfinite(as_float):
         raise _bad(number, name, "be a finite number", value)
-    return float(value)
+    return as_float
 
 
 def _bool(value: Any, number: int, name: str) -> bool:
@@ -233,6 +242,11 @@ def _offsets(value: Any, number: int, name: str) -> list[tuple[int, int]]:
     return [(pair[0], pair[1]) for pair in pairs]
 
 
+def _names(row: Row) -> str:
+    names = ", ".join(row)
+    return f"fields {names if len(names) <= 120 else names[:117] + '...'}"
+
+
 def _bad(number: int, name: str, rule: str, fact: Any) -> InputError:
-    shown = repr(fact)
+    shown = repr(fact) if not isinstance(fact, int) or abs(fact) < 10**60 else "an integer of over 60 digits"
     return InputError(f"row {number}: `{name}` must {rule}; got {shown if len(shown) <= 60 else shown[:57] + '...'}.")

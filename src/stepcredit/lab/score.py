@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ class Scored:
         rollouts, columns = self.file.rollouts, self.file.columns
         advantages, segment_ids, terms = self.credit.advantages, self.credit.segment_ids(), self.credit.terms()
         ends = [0] if self.batch.cu_seqlens is None else self.batch.cu_seqlens.tolist()
-        table = []
+        live, table = set(self.batch.layout.live.tolist()), []
         for i in range(len(self.batch)) if only is None else only:
             tokens = slice(ends[i], ends[i + 1])
             table.append(
@@ -62,7 +63,7 @@ class Scored:
                     "prompt": rollouts.prompts[i],
                     "completion": rollouts.completions[i],
                     "reward": columns["rewards"][i] if "rewards" in columns else None,
-                    "counted": columns["row_mask"][i] if "row_mask" in columns else True,
+                    "counted": i in live,
                     "estimator": self.name,
                     "offsets": [list(span) for span in (rollouts.offsets or [])[i]],
                     "advantages": advantages[tokens].tolist(),
@@ -103,6 +104,7 @@ def score_rollouts(
         rollouts = rollouts.replace(offsets=[(tokenize or words)(text) for text in rollouts.completions])
     tokens: dict[str, Any] = {name: getattr(rollouts, name) for name in _TOKEN_FIELDS}
     counts: dict[str, int] = {}
+    notes = _notes(file, signal)
     scores: Any = file.scores
     if isinstance(signal, TextSignal):
         if rollouts.steps is None:
@@ -113,11 +115,8 @@ def score_rollouts(
         tokens |= {"process_rewards": projected.process_rewards, "step_ids": projected.step_ids}
         counts = {"uncovered_tokens": projected.uncovered_count, "steps_without_tokens": projected.empty_span_count}
     batch = _packed(rollouts, tokens, file.columns)
-    notes = []
     if signal is not None and not isinstance(signal, TextSignal):
         batch = signal(batch)
-        if file.scores is not None:
-            notes.append(f"the file's step scores are not read: signal {signal.name} scores tokens")
     scored_file = replace(file, rollouts=rollouts)
     return [_score(scored_file, batch, estimator, counts, notes) for estimator in estimators]
 
@@ -139,6 +138,10 @@ def load_tokenizer(name_or_path: str) -> Tokenize:
         MissingExtraError: Transformers is not installed.
         InputError: There is no such tokenizer, or it cannot give offsets.
     """
+    if name_or_path.startswith((".", "~", "/")) and not Path(name_or_path).expanduser().is_dir():
+        raise InputError(
+            f"`--tokenizer` must be a hub name or a local folder; got {name_or_path!r}, which is no folder."
+        )
     try:
         from transformers import AutoTokenizer
     except ImportError:
@@ -159,6 +162,23 @@ def load_tokenizer(name_or_path: str) -> Tokenize:
         return [(start, end) for start, end in encoded["offset_mapping"]]
 
     return tokenize
+
+
+def _notes(file: RolloutFile, signal: Signal | None) -> list[str]:
+    """What looks like a mistake in the file but need not be one."""
+    notes = []
+    if signal is not None and file.scores is not None:
+        notes.append(f"the file's step scores are not read: the signal is {signal.name}")
+    prompts: dict[str, set[str]] = {}
+    for group, prompt in zip(file.groups, file.rollouts.prompts, strict=True):
+        prompts.setdefault(group, set()).add(prompt)
+    mixed = [group for group, found in prompts.items() if len(found) > 1]
+    if mixed:
+        notes.append(f"{len(mixed)} groups hold different prompts, {mixed[0]!r:.40} first: their rollouts are compared")
+    logprobs = [x for name in _TOKEN_FIELDS[1:] for row in getattr(file.rollouts, name) or () for x in row if x > 0]
+    if logprobs:
+        notes.append(f"{len(logprobs)} log-probabilities are positive, {logprobs[0]} first: was a minus sign lost?")
+    return notes
 
 
 _TOKEN_FIELDS = ("response_mask", "old_logprobs", "ref_logprobs", "teacher_logprobs", "base_logprobs")

@@ -31,6 +31,8 @@ def check_target(path: str | Path) -> None:
 
 def check_folder(option: str, path: str | Path) -> None:
     """Refuses a target whose folder does not exist, or that is a folder."""
+    if not str(path):
+        raise InputError(f"`{option}` must name a file; got an empty name.")
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"`{option}` must lie in a folder that exists; got {str(path)!r}.")
@@ -42,28 +44,50 @@ def write_rows(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes rows of plain values to a file whose ending says how; it appears whole or not at all.
 
     Raises:
-        InputError: See `check_target`.
+        InputError: See `check_target`; or a row's text cannot be written in that format.
         OSError: The disk refused; what stood there before is untouched.
     """
     check_target(path)
     with replacing(path) as file:
-        if str(path).endswith(".parquet"):
-            pa, parquet = _pyarrow()
+        dump_rows(file, path, rows)
+
+
+def dump_rows(file: IO[bytes], path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes rows to an open file, in the format that the ending of ``path`` names."""
+    if str(path).endswith(".parquet"):
+        pa, parquet = _pyarrow()
+        try:
             parquet.write_table(pa.Table.from_pylist(list(rows)), file)
-            return
-        stream: Any = gzip.GzipFile(fileobj=file, mode="wb", mtime=0) if str(path).endswith(".gz") else file
-        for row in rows:
-            stream.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
-        if stream is not file:
-            stream.close()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"`--out` must be .jsonl for text with lone surrogates, which Parquet cannot hold; {error.reason}."
+            ) from None
+        return
+    stream: Any = gzip.GzipFile(fileobj=file, mode="wb", mtime=0) if str(path).endswith(".gz") else file
+    for row in rows:
+        stream.write(_line(row))
+    if stream is not file:
+        stream.close()
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    try:
+        return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # a lone surrogate: no UTF-8 has it, an escape does
+        return (json.dumps(row) + "\n").encode()
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file beside ``path`` that takes its place at the end, if all went well."""
+    """A file beside ``path`` that takes its place at the end, if all went well.
+
+    Raises:
+        OSError: Names ``path`` and why it could not be written.
+    """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = ""
     try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
@@ -72,8 +96,11 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp is private; a result is as readable as any other file
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 

@@ -33,6 +33,8 @@ class LogProbSignal(Options, ABC):
         Raises:
             InputError: A log-probability field that the signal reads is missing.
         """
+        if not isinstance(batch, RolloutBatch):
+            raise InputError(f"`batch` must be a RolloutBatch; got {type(batch).__name__}.")
         for field in sorted(self.requires):
             if getattr(batch, field) is None:
                 raise InputError(f"`{field}` must be in the batch for {type(self).__name__}; got None.")
@@ -78,7 +80,7 @@ class GOPD(LogProbSignal):
     """Generalized on-policy distillation: ``-[(l_old - l_base) - lam (l_T - l_base)]``, nats.
 
     Attributes:
-        lam: How far to extrapolate from the base model toward the teacher; 1 is OPD.
+        lam: How far to extrapolate from the base model toward the teacher; 1 is OPD, 1.25 the papers' setting.
 
     Example:
         >>> batch = RolloutBatch.from_lists([1], [0], old_logprobs=[[-1.0]], teacher_logprobs=[[-0.5]],
