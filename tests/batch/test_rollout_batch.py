@@ -143,7 +143,10 @@ def test_lists_padded_and_packed_agree(seed: int) -> None:
             lambda: RolloutBatch.from_packed({}, torch.tensor([0, 2]), GROUPS[:1], process_rewards=SIGNAL[0]),
             "`process_rewards` must be given in `values`",
         ),
-        (lambda: RolloutBatch.from_lists([1], [0], reward=[1.0]), "`reward` must be a field of RolloutBatch"),
+        (
+            lambda: RolloutBatch.from_lists([1], [0], reward=[1.0]),
+            "`reward` must be a field of RolloutBatch; did you mean rewards",
+        ),
         (
             lambda: RolloutBatch.from_packed({"step": SIGNAL}, torch.tensor([0, 2]), GROUPS),
             "`values` must hold token fields",
@@ -158,7 +161,7 @@ def test_lists_padded_and_packed_agree(seed: int) -> None:
         ),
         (
             lambda: RolloutBatch(MASK, GROUPS).replace(reward=1),
-            "`replace` must get fields of RolloutBatch; got 'reward'",
+            "`reward` must be a field of RolloutBatch; did you mean rewards",
         ),
     ],
 )

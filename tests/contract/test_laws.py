@@ -51,7 +51,7 @@ def credit(name: str, seed: int, plain: dict[str, Any]) -> Credit:
     return draw(name, seed)(padded(plain))
 
 
-def agree(a: torch.Tensor, b: torch.Tensor) -> None:
+def check_equal(a: torch.Tensor, b: torch.Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
@@ -92,7 +92,7 @@ def test_what_is_masked_is_never_read(name: str, seed: int) -> None:
 def test_permuting_rollouts_permutes_rows(name: str, seed: int) -> None:
     plain = plain_batch(seed)
     order = random.Random(seed).sample(range(len(plain["mask"])), len(plain["mask"]))
-    agree(credit(name, seed, _reorder(plain, order)).advantages, credit(name, seed, plain).advantages[order])
+    check_equal(credit(name, seed, _reorder(plain, order)).advantages, credit(name, seed, plain).advantages[order])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -102,7 +102,7 @@ def test_group_labels_do_not_matter(name: str, seed: int) -> None:
     plain = plain_batch(seed)
     other = {label: 1000 - 7 * i for i, label in enumerate(sorted(set(plain["group"])))}
     relabeled = {**plain, "group": [other[label] for label in plain["group"]]}
-    agree(credit(name, seed, relabeled).advantages, credit(name, seed, plain).advantages)
+    check_equal(credit(name, seed, relabeled).advantages, credit(name, seed, plain).advantages)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -184,7 +184,7 @@ def test_groups_do_not_touch_each_other(name: str, seed: int) -> None:
     plain = plain_batch(seed)
     label = plain["group"][0]
     alone = [i for i, other in enumerate(plain["group"]) if other == label]
-    agree(credit(name, seed, _reorder(plain, alone)).advantages, credit(name, seed, plain).advantages[alone])
+    check_equal(credit(name, seed, _reorder(plain, alone)).advantages, credit(name, seed, plain).advantages[alone])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -28,7 +28,7 @@ def one_step_a_chunk(values: list[list[float]], **fields: object) -> RolloutBatc
     return RolloutBatch.from_lists(lengths, [0] * len(values), step_ids=ids, process_rewards=values, **fields)
 
 
-def agree(a: torch.Tensor, b: torch.Tensor) -> None:
+def check_equal(a: torch.Tensor, b: torch.Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
@@ -37,7 +37,7 @@ def agree(a: torch.Tensor, b: torch.Tensor) -> None:
 def test_outcome_alone_at_k_1_is_grpo(seed: int, w: float) -> None:
     batch = compliant(seed)
     shaped = sc.PASS(k=1.0, w_process=0.0, w_format=0.0, w_outcome=w)(batch)
-    agree(shaped.advantages, w * sc.GRPO()(batch).advantages)
+    check_equal(shaped.advantages, w * sc.GRPO()(batch).advantages)
 
 
 @LAW
@@ -46,7 +46,7 @@ def test_process_alone_at_k_0_is_grpo_process(seed: int) -> None:
     rng = random.Random(seed)
     values = [[rng.choice([0.0, 0.5, rng.random()]) for _ in range(rng.randint(1, 6))] for _ in range(4)]
     batch = one_step_a_chunk(values)
-    agree(sc.PASS(k=0.0, **PURE)(batch).advantages, sc.GRPOProcess()(batch).advantages)
+    check_equal(sc.PASS(k=0.0, **PURE)(batch).advantages, sc.GRPOProcess()(batch).advantages)
 
 
 @LAW
@@ -58,7 +58,7 @@ def test_masked_norm_ignores_scale_and_shift_and_abs_max_ignores_scale(seed: int
     for norm, shift in (("masked_norm", b), ("abs_max", 0.0)):
         moved = [[a * s + shift for s in row] for row in values]
         scheme = sc.PASS(norm=norm, std_eps=0.0)
-        agree(
+        check_equal(
             scheme(one_step_a_chunk(moved, rewards=rewards)).advantages,
             scheme(one_step_a_chunk(values, rewards=rewards)).advantages,
         )
@@ -131,7 +131,7 @@ def test_both_dl_scopes_agree_at_k_1(seed: int, mode: bool) -> None:
     batch = compliant(seed) if mode else padded(plain_batch(seed, step_mode=mode))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stepcredit.estimators.compacted.Compacted.warn_if_piecewise_constant", lambda _: None)
-        agree(
+        check_equal(
             sc.PASS(k=1.0, dl_scope="fused")(batch).advantages,
             sc.PASS(k=1.0, dl_scope="process")(batch).advantages,
         )

@@ -1,7 +1,8 @@
 """The value checks of a `RolloutBatch`, each run once, each with a message that names argument, rule and fact."""
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -39,6 +40,16 @@ def as_tensor(name: str, value: Any, kind: str, device: torch.device | None) -> 
     if kind == "int":
         return x.long()
     return x.float() if kind == "float" and not x.is_floating_point() else x
+
+
+def check_names(given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses a name that is no field, with the nearest one that is."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(known)}."
+            raise InputError(f"`{name:.60}` must be a field of RolloutBatch; {hint}")
 
 
 def check_shape(name: str, x: Tensor, shape: torch.Size, axes: str) -> None:

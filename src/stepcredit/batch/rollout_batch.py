@@ -115,7 +115,7 @@ class RolloutBatch:
         """
         if not dtype.is_floating_point:
             raise InputError(f"`dtype` must be a floating point dtype; got {dtype}.")
-        _check_names(cls, fields)
+        checks.check_names(fields, cls.__dataclass_fields__)
         masks = mask_rows(response_mask)
         lengths = [len(row) for row in masks]
         fields = {"response_mask": masks, "group_ids": group_ids, "rewards": rewards, **fields}
@@ -130,7 +130,7 @@ class RolloutBatch:
                 tensors[name] = {key: list_tensor(key, "float", channel, dtype) for key, channel in value.items()}
             else:
                 tensors[name] = list_tensor(name, ROW_FIELDS.get(name, "int"), value, dtype)
-        return _construct(cls, tensors)
+        return cls(**tensors)
 
     @classmethod
     def from_packed(
@@ -179,7 +179,8 @@ class RolloutBatch:
             checks.check_cu_seqlens(cu_seqlens, n_tokens)
             mask = torch.ones(n_tokens, dtype=torch.bool, device=cu_seqlens.device)
         fields = {**values, "response_mask": mask, "group_ids": group_ids, "rewards": rewards, **row_fields}
-        return _construct(cls, {**fields, "cu_seqlens": cu_seqlens})
+        checks.check_names(fields, cls.__dataclass_fields__)
+        return cls(**fields, cu_seqlens=cu_seqlens)
 
     def __post_init__(self) -> None:
         """Converts and checks every field, once."""
@@ -283,22 +284,9 @@ class RolloutBatch:
         Raises:
             InputError: A name is no field, or a field breaks its rule.
         """
-        unknown = sorted(set(changes) - set(self.__dataclass_fields__))
-        if unknown:
-            raise InputError(f"`replace` must get fields of RolloutBatch; got {unknown[0]!r}.")
+        checks.check_names(changes, self.__dataclass_fields__)
         return replace(self, **changes)
 
     @property
     def _token_axes(self) -> str:
         return "[batch, time]" if self.cu_seqlens is None else "[tokens]"
-
-
-def _construct(cls: type[RolloutBatch], fields: Mapping[str, Any]) -> RolloutBatch:
-    _check_names(cls, fields)
-    return cls(**fields)
-
-
-def _check_names(cls: type[RolloutBatch], fields: Mapping[str, Any]) -> None:
-    unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
-    if unknown:
-        raise InputError(f"`{unknown[0]}` must be a field of RolloutBatch ({', '.join(cls.__dataclass_fields__)}).")
