@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from schemes import SCHEMES
 from stepcredit import ESTIMATORS, InputError, RolloutBatch
-from strategies import padded, plain_batch
+from strategies import packed, padded, plain_batch
 
 BATCHES = 12
 
@@ -57,8 +57,16 @@ def compare(rank: int, ranks: int, port: int) -> None:
             assert worst < 1e-9, (name, seed, estimator)
             assert torch.equal(got.segment_ids(), alone.segment_ids()[mine][:, :used]), (name, seed)
             assert got.counts()["groups"] == alone.counts()["groups"]
+            flat = estimator(packed(_plain_rows(plain, mine)), process_group=dist.group.WORLD)
+            want = alone.advantages[mine][whole.response_mask[mine]]
+            torch.testing.assert_close(flat.advantages, want, rtol=0, atol=1e-9)
     _refuse_alike(rank)
     dist.destroy_process_group()
+
+
+def _plain_rows(plain: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    mine = {key: [x[i] for i in rows] if isinstance(x, list) else x for key, x in plain.items()}
+    return {**mine, "extra_rewards": {key: [x[i] for i in rows] for key, x in plain["extra_rewards"].items()}}
 
 
 def _refuse_alike(rank: int) -> None:
