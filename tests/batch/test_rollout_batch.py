@@ -137,6 +137,10 @@ def test_lists_padded_and_packed_agree(seed: int) -> None:
             "`response_mask` must hold lists of bools, or lengths; got None",
         ),
         (lambda: RolloutBatch.from_lists([1], [0], [1.7], dtype=torch.int64), "`dtype` must be a floating point"),
+        (
+            lambda: RolloutBatch.from_packed(SIGNAL[0], torch.tensor([0, 3]), GROUPS[:1]),
+            "must hold token fields .* 'Tensor'",
+        ),
         (lambda: RolloutBatch.from_packed({}, torch.tensor(3), GROUPS), "`cu_seqlens` must rise from 0"),
         (lambda: RolloutBatch.from_packed({}, torch.tensor([[0, 1]]), GROUPS), "`cu_seqlens` must rise from 0"),
         (

@@ -161,7 +161,7 @@ class RolloutBatch:
             ...                          torch.tensor([0, 2, 3]), torch.tensor([0, 0]), torch.tensor([1.0, 0.0]))
             RolloutBatch(2 rollouts, 3 response tokens, packed; rewards, process_rewards)
         """
-        unknown = sorted(set(values) - set(TOKEN_FIELDS))
+        unknown = sorted(set(values) - set(TOKEN_FIELDS)) if isinstance(values, Mapping) else [type(values).__name__]
         if unknown:
             raise InputError(f"`values` must hold token fields ({', '.join(TOKEN_FIELDS)}); got {unknown[0]!r}.")
         outside = sorted(set(row_fields) & set(TOKEN_FIELDS))
