@@ -141,6 +141,11 @@ def test_lists_padded_and_packed_agree(seed: int) -> None:
             lambda: RolloutBatch.from_packed(SIGNAL[0], torch.tensor([0, 3]), GROUPS[:1]),
             "must hold token fields .* 'Tensor'",
         ),
+        (lambda: RolloutBatch.from_packed({}, torch.tensor([]), GROUPS), "`cu_seqlens` must rise from 0"),
+        (
+            lambda: RolloutBatch.from_lists([1], [0], extra_rewards={"a": ["b"]}),
+            r"`extra_rewards\['a'\]` must be one float",
+        ),
         (lambda: RolloutBatch.from_packed({}, torch.tensor(3), GROUPS), "`cu_seqlens` must rise from 0"),
         (lambda: RolloutBatch.from_packed({}, torch.tensor([[0, 1]]), GROUPS), "`cu_seqlens` must rise from 0"),
         (

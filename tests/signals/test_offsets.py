@@ -107,7 +107,7 @@ def string_oracle(tokenizer, ids, kind):
     return found
 
 
-def sound(offsets, text):
+def check_sound(offsets, text):
     """Ranges are in order, inside the text, and leave no character out."""
     check_spans("offsets", 0, offsets, text)
     assert set(range(len(text))) == {c for start, end in offsets for c in range(start, end)}
@@ -145,7 +145,7 @@ def test_byte_level_is_exact_even_for_bytes_that_are_no_text(tokenizers, corpus,
     ids = sampled(tokenizer, corpus, seed)
     text = decoded(tokenizer, ids)
     offsets = token_offsets(tokenizer, ids, text)
-    sound(offsets, text)
+    check_sound(offsets, text)
     assert offsets == byte_oracle(tokenizer, ids)
 
 
@@ -169,7 +169,7 @@ def test_special_tokens_are_empty_where_they_stand(tokenizers, corpus, window, s
     ids = sampled(tokenizer, corpus, seed, "special")
     text = decoded(tokenizer, ids)
     offsets = token_offsets(tokenizer, ids, text)
-    sound(offsets, text)
+    check_sound(offsets, text)
     if "\ufffd" not in text:  # inside one, bounds that never decrease leave no exact answer
         assert offsets == byte_oracle(tokenizer, ids)
 
@@ -192,7 +192,7 @@ def test_windows_equal_the_definition(tokenizers, corpus, window, kind, seed):
     ids = sampled(tokenizer, corpus, seed, "text" if kind == "byte_fallback" else "special")
     text = decoded(tokenizer, ids)
     offsets = token_offsets(tokenizer, ids, text)
-    sound(offsets, text)
+    check_sound(offsets, text)
     if "\ufffd" not in text:
         assert offsets == prefix_oracle(tokenizer, ids, text)
 
@@ -206,7 +206,7 @@ def test_any_ids_give_sound_offsets(tokenizers, corpus, window, kind, seed, skip
     text = decoded(tokenizer, ids, skip)
     offsets = token_offsets(tokenizer, ids, text, skip_special_tokens=skip)
     assert len(offsets) == len(ids)
-    sound(offsets, text)
+    check_sound(offsets, text)
 
 
 def test_encoded_text_agrees_with_the_encoder(tokenizers, corpus):
@@ -296,7 +296,7 @@ class Rewriter:
 
 def test_a_decoder_that_looks_back_is_still_covered():
     ids = [*b"abcd" * 100, 999, *b"efg" * 100]
-    sound(token_offsets(Rewriter(), ids, "ABCD" * 100 + "EFG" * 100), "ABCD" * 100 + "EFG" * 100)
+    check_sound(token_offsets(Rewriter(), ids, "ABCD" * 100 + "EFG" * 100), "ABCD" * 100 + "EFG" * 100)
 
 
 class Hinge:

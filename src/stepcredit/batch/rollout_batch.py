@@ -127,7 +127,9 @@ class RolloutBatch:
                 tensors[name] = pad_lists(name, TOKEN_FIELDS[name], value, lengths, dtype)
             elif name == "extra_rewards":
                 checks.check_extra(value)
-                tensors[name] = {key: list_tensor(key, "float", channel, dtype) for key, channel in value.items()}
+                tensors[name] = {
+                    key: list_tensor(f"extra_rewards[{key!r}]", "float", x, dtype) for key, x in value.items()
+                }
             else:
                 tensors[name] = list_tensor(name, ROW_FIELDS.get(name, "int"), value, dtype)
         return cls(**tensors)
@@ -172,10 +174,8 @@ class RolloutBatch:
         cu_seqlens = checks.as_tensor("cu_seqlens", cu_seqlens, "int", None)
         mask = values.get("response_mask")
         if mask is None:
-            named = next(iter(values.items()), None)
-            n_tokens = (
-                checks.as_tensor(*named, TOKEN_FIELDS[named[0]], None).numel() if named else int(cu_seqlens.max())
-            )
+            sizes = [checks.as_tensor(name, x, TOKEN_FIELDS[name], None).numel() for name, x in values.items()]
+            n_tokens = sizes[0] if sizes else int(cu_seqlens.flatten()[-1:].sum())
             checks.check_cu_seqlens(cu_seqlens, n_tokens)
             mask = torch.ones(n_tokens, dtype=torch.bool, device=cu_seqlens.device)
         fields = {**values, "response_mask": mask, "group_ids": group_ids, "rewards": rewards, **row_fields}

@@ -41,9 +41,8 @@ class PASS(StreamScheme):
     The other options are those of `StreamScheme`: ``norm`` ("masked_norm", a z-score, or "abs_max"), ``norm_scope``
     ("process": outcome and format keep the z-score; "all"), the weights ``w_process``, ``w_outcome``, ``w_format``,
     ``std_eps`` and ``correction`` of the z-score, and ``singletons`` (what outcome and format of a group of one become
-    in their own pools, "zero" or "raw").
-    ``norm_scope="all"`` is the printed algorithm: under "abs_max" a
-    violator with f = 0 then gets credit 0. W is the sum of the weights of the streams that the batch has.
+    in their own pools, "zero" or "raw"). ``norm_scope="all"`` is the printed algorithm: under "abs_max" a violator with
+    f = 0 then gets credit 0. W is the sum of the weights of the streams that the batch has.
 
     Degenerate cases:
         A stream of equal values keeps its weight in W. A stream that the batch lacks adds 0 and leaves W;
