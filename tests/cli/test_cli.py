@@ -115,9 +115,13 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"completion": 7}, "row 2: `completion` must be text; got 7"),
     ({"prompt": None}, "row 2: `prompt` must be in every row"),
     ({"group": 1.5}, "row 2: `group` must be text or an integer; got 1.5"),
-    ({"reward": "high"}, "row 2: `reward` must be a finite number; got 'high'"),
-    ({"reward": float("nan")}, "row 2: `reward` must be a finite number; got nan"),
-    ({"reward": 10**400}, "row 2: `reward` must be a finite number; got an integer of over 60 digits"),
+    ({"reward": "high"}, "row 2: `reward` must be a finite number, smaller than 1e+150; got 'high'"),
+    ({"reward": float("nan")}, "row 2: `reward` must be a finite number, smaller than 1e+150; got nan"),
+    (
+        {"reward": 10**400},
+        "row 2: `reward` must be a finite number, smaller than 1e+150; got an integer of over 60 digits",
+    ),
+    ({"reward": 1e200}, "row 2: `reward` must be a finite number, smaller than 1e+150; got 1e+200"),
     ({"steps": "all"}, "row 2: `steps` must be a list; got 'all'"),
     ({"steps": [{"end": 3}]}, "row 2: `steps` must be a list of {end, score}"),
     (
@@ -143,6 +147,20 @@ def test_a_bad_row_stops_everything(
     assert message in refused(capsys, "score", source, "--estimator", "grpo", "--out", str(out))
     assert out.read_text() == "precious\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"format_reward": -1}, "row 1: `format_reward` must be 0 or 1, or come with `format_ok`; got -1.0"),
+        ({"format_ok": False}, "row 1: `format_ok` must come with `format_reward`"),
+    ],
+)
+def test_formats_are_refused_in_the_files_terms(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fields: dict[str, Any], message: str
+) -> None:
+    source = write(tmp_path / "in.jsonl", [{**row, **fields} for row in ROWS[:2]])
+    assert message in refused(capsys, "score", source, "--estimator", "pass", "--out", str(tmp_path / "c.jsonl"))
 
 
 def test_lone_surrogates_survive_or_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

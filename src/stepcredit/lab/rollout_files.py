@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stepcredit.batch import Rollouts, ScoredSpan, Span
+from stepcredit.batch.checks import LARGEST
 from stepcredit.errors import InputError
 from stepcredit.tasks.math_problems import gsm8k_solutions
 from stepcredit.tasks.rows import read_rows
@@ -135,7 +136,19 @@ def _columns(rows: Sequence[Row], present: set[str]) -> dict[str, list[Any]]:
             columns[target] = [check(_given(row, name, number), number, name) for number, row in enumerate(rows, 1)]
     if "extra_rewards" in present:
         columns["extra_rewards"] = _extra_rewards(rows)
+    _check_format(columns)
     return columns
+
+
+def _check_format(columns: Mapping[str, list[Any]]) -> None:
+    """The batch's own rule on formats, said in the file's terms."""
+    rewards, complies = columns.get("format_rewards"), columns.get("format_ok")
+    counted = columns.get("row_mask") or [True] * len(rewards or complies or [])
+    for number, counts in enumerate(counted, 1):
+        if counts and rewards and not complies and rewards[number - 1] not in (0, 1):
+            raise _bad(number, "format_reward", "be 0 or 1, or come with `format_ok`", rewards[number - 1])
+        if counts and complies and not rewards and not complies[number - 1]:
+            raise _bad(number, "format_ok", "come with `format_reward` where a row violates the format", False)
 
 
 def _extra_rewards(rows: Sequence[Row]) -> Any:
@@ -215,8 +228,8 @@ def _number(value: Any, number: int, name: str) -> float:
         as_float = float(value) if isinstance(value, (int, float)) else math.nan
     except OverflowError:  # an integer beyond any float
         as_float = math.inf
-    if not math.isfinite(as_float):
-        raise _bad(number, name, "be a finite number", value)
+    if not abs(as_float) < LARGEST:
+        raise _bad(number, name, f"be a finite number, smaller than {LARGEST:g}", value)
     return as_float
 
 
