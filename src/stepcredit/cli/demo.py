@@ -9,12 +9,12 @@ from torch import Tensor
 from stepcredit.batch import RolloutBatch
 from stepcredit.config import build_estimator
 from stepcredit.errors import InputError
+from stepcredit.files import write_rows
 from stepcredit.lab.demo import demo_rows
 from stepcredit.lab.page import write_page
 from stepcredit.lab.rollout_files import read_rollouts
 from stepcredit.lab.score import Scored, score_rollouts
 from stepcredit.lab.summary import summarize
-from stepcredit.lab.write_rows import write_rows
 
 NAME = "demo"
 HELP = "the main job on the built-in task, in seconds"

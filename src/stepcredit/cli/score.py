@@ -9,11 +9,11 @@ from typing import Any
 from stepcredit.config import build_estimator, build_signal, parse_overrides
 from stepcredit.errors import InputError
 from stepcredit.estimators import ESTIMATORS
+from stepcredit.files import check_folder, check_target, dump_rows, replacing
 from stepcredit.lab.page import render
 from stepcredit.lab.rollout_files import read_rollouts
 from stepcredit.lab.score import load_tokenizer, score_rollouts
 from stepcredit.lab.summary import summarize
-from stepcredit.lab.write_rows import check_folder, check_target, dump_rows, replacing
 from stepcredit.signals import SIGNALS
 from stepcredit.tasks.segmentation import SCHEMES
 

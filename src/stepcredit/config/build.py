@@ -1,4 +1,4 @@
-"""Makes estimators and signals from a name and options, and refuses what it does not know by its nearest name."""
+"""Makes estimators, signals and tasks from names and options, and refuses unknown ones by their nearest name."""
 
 import dataclasses
 import difflib
@@ -10,6 +10,7 @@ from typing import Any
 from stepcredit.errors import InputError
 from stepcredit.estimators import ESTIMATORS, Estimator
 from stepcredit.signals import SIGNALS, LogProbSignal, Signal
+from stepcredit.tasks import TASKS, Task
 
 
 def build_estimator(name: str, options: Mapping[str, Any] | None = None) -> Estimator:
@@ -53,6 +54,24 @@ def build_signal(name: str, options: Mapping[str, Any] | None = None) -> Signal:
     return made
 
 
+def build_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
+    """A task by its name ("arithmetic", "math") or as ``package.module:Class``, with its options.
+
+    Raises:
+        InputError: As for `build_estimator`.
+
+    Example:
+        >>> build_task("arithmetic", {"operations": 10})
+        Arithmetic(operations=10, modulus=10)
+    """
+    found = _find("task", name, TASKS)
+    lacks = [part for part in ("name", "instruction", "examples", "grade") if not hasattr(found, part)]
+    if lacks:
+        raise InputError(f"`task` must name a task class; {name!r} lacks {', '.join(lacks)}.")
+    made: Task = _make("task", name, found, options or {})
+    return made
+
+
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     """Reads ``name=value`` texts; a value is JSON where it parses as JSON, else the text itself.
 
@@ -92,7 +111,7 @@ def _find(kind: str, name: str, known: Mapping[str, type]) -> type:
 
 
 def _make(kind: str, name: str, found: type, options: Mapping[str, Any]) -> Any:
-    names = [field.name for field in dataclasses.fields(found)] if dataclasses.is_dataclass(found) else []
+    names = [field.name for field in dataclasses.fields(found) if field.init] if dataclasses.is_dataclass(found) else []
     for option in options:
         if names and option not in names:
             raise InputError(f"`{option}` must be an option of {name}{_hint(str(option), names)}.")

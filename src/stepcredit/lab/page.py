@@ -6,8 +6,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from stepcredit.files import check_folder, replacing
 from stepcredit.lab.score import Scored
-from stepcredit.lab.write_rows import check_folder, replacing
 
 
 def write_page(path: str | Path, scored: Sequence[Scored], *, groups: int, title: str) -> None:

@@ -4,17 +4,25 @@ from stepcredit.tasks.arithmetic import Arithmetic, Problem
 from stepcredit.tasks.grading import Grade
 from stepcredit.tasks.math_answers import AnswerGrader, FinalAnswer, final_answer
 from stepcredit.tasks.math_problems import MathProblem, gsm8k_solutions, load_problems
+from stepcredit.tasks.mathematics import Mathematics
 from stepcredit.tasks.segmentation import SCHEMES, Scheme, segment
+from stepcredit.tasks.task import Example, Task
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Arithmetic, Mathematics)}
 
 __all__ = [
     "SCHEMES",
+    "TASKS",
     "AnswerGrader",
     "Arithmetic",
+    "Example",
     "FinalAnswer",
     "Grade",
     "MathProblem",
+    "Mathematics",
     "Problem",
     "Scheme",
+    "Task",
     "final_answer",
     "gsm8k_solutions",
     "load_problems",

@@ -14,13 +14,18 @@ difficulty; the chance of a blind guess is 1 / modulus.
 import random
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from stepcredit.batch import ScoredSpan
 from stepcredit.errors import InputError
 from stepcredit.tasks.grading import Grade
+from stepcredit.tasks.task import Example, Split
 
 LABELS = "abcdefghijklmnopqrstuvwxyz"
 STEP_KINDS = ("one", "merged", "repeated", "alien", "malformed", "answer")
+
+_TEST_SEED = 0
+_TRAIN_SEEDS = 2**32  # a run's training problems start at (1 + its seed) times this
 
 _PROMPT_PART = re.compile(r"([a-z]):([+*-]?)(0|[1-9][0-9]{0,3})")
 _LINE = re.compile(r"([a-z]):(0|[1-9][0-9]{0,3})((?:[+*-](?:0|[1-9][0-9]{0,3}))+)=(0|[1-9][0-9]{0,3})")
@@ -72,6 +77,8 @@ class Arithmetic:
         (0.0, [1.0, 0.0, 0.0, 0.0])
     """
 
+    name: ClassVar[str] = "arithmetic"
+    instruction: ClassVar[str] = ""
     operations: int = 6
     modulus: int = 10
 
@@ -89,6 +96,27 @@ class Arithmetic:
         drawn = tuple((rng.choice("+-*"), rng.randrange(self.modulus)) for _ in range(self.operations))
         prompt = f"a:{start}" + "".join(f"{LABELS[i + 1]}:{op}{y}" for i, (op, y) in enumerate(drawn))
         return self._problem(prompt, start, drawn)
+
+    def examples(self, split: Split, count: int | None = None, *, seed: int = 0) -> list[Example]:
+        r"""Problems as a policy meets them: the prompt and a newline; the reference is the prompt itself.
+
+        Args:
+            split: Training and test problems come from disjoint seeds (two seeds may still draw the same problem).
+            count: How many, at least 1.
+            seed: Chooses the training problems; the test problems are always the same.
+
+        Raises:
+            InputError: No count: this task never ends.
+
+        Example:
+            >>> Arithmetic(operations=2).examples("test", 1)
+            [Example(id='test-0', prompt='a:6b:-0c:-8\n', reference='a:6b:-0c:-8')]
+        """
+        if count is None or count < 1:
+            raise InputError(f"`count` must be at least 1 for {self.name}, which has no end; got {count}.")
+        first = _TEST_SEED if split == "test" else _TRAIN_SEEDS * (1 + seed)
+        prompts = [self.problem(first + i).prompt for i in range(count)]
+        return [Example(f"{split}-{i}", prompt + "\n", prompt) for i, prompt in enumerate(prompts)]
 
     def parse(self, prompt: str) -> Problem:
         """Reads a prompt back; any number of operations is accepted, so that difficulties can be mixed.

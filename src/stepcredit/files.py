@@ -1,4 +1,4 @@
-"""Writes rows to JSON Lines or Parquet, whole or not at all."""
+"""Files that appear whole or not at all: any file, and rows as JSON Lines or Parquet."""
 
 import gzip
 import json

@@ -1,0 +1,1 @@
+"""Trainers: names and masks translated, nothing else."""

@@ -1,0 +1,1 @@
+"""A training run: policies, data, the trainer, the run store, resume, evaluation."""
