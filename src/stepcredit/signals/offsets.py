@@ -1,13 +1,17 @@
 """Character offsets of sampled tokens: ids in, character ranges of the exact completion text out."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from stepcredit.errors import InputError
 
 _WINDOW = 32  # tokens between two anchors, and the least context before a window
 _AUDIT = 8  # every so many anchors, the whole prefix is decoded and compared
 _REPLACEMENT = "\ufffd"  # what decoders write for bytes that are not UTF-8 (or not yet)
+
+Pieces = dict[tuple[bool, int], str]
+_PIECES: WeakKeyDictionary[Any, dict[bool, Pieces]] = WeakKeyDictionary()
 
 
 class Tokenizer(Protocol):
@@ -36,6 +40,10 @@ def token_offsets(
     byte-level BPE, WordPiece and Unigram, and of byte fallback where its bytes are text. Every eighth anchor is
     compared with its whole decoded prefix; if one differs, or the windows do not end where the text does, the row is
     done again in the quadratic form.
+
+    Most rows need none of that: where each token's own text, as decoded behind another token, joins to the text and
+    no character is cut, those are the ranges (on the way, whole prefixes are compared now and then). The texts of
+    single tokens are remembered with the tokenizer.
 
     Args:
         tokenizer: Decodes ids, as the tokenizers of transformers do.
@@ -79,11 +87,48 @@ def token_offsets(
             f"{decoded[at : at + 20]!r}, from character {at} on. Keep the text that was decoded from these ids "
             f"(skip_special_tokens={skip_special_tokens}, clean_up_tokenization_spaces=False)."
         )
-    ranges = _ranges(ids, text, decode, _WINDOW)
+    ranges = _joined(ids, text, decode, _pieces_of(tokenizer, skip_special_tokens))
+    if ranges is None:
+        ranges = _ranges(ids, text, decode, _WINDOW)
     if ranges is None:
         ranges = _ranges(ids, text, decode, len(ids) + 1)
     assert ranges is not None  # without a second anchor the last prefix is the whole, which equals the text
     return ranges
+
+
+def _pieces_of(tokenizer: Any, skip_special_tokens: bool) -> Pieces:
+    """What single tokens of this tokenizer write, remembered while it lives: (first in its row?, id) -> text."""
+    try:
+        return _PIECES.setdefault(tokenizer, {}).setdefault(skip_special_tokens, {})
+    except TypeError:  # neither hashed nor weakly referred to: nothing to remember it by
+        return {}
+
+
+def _joined(
+    ids: list[int], text: str, decode: Callable[[list[int]], str], pieces: Pieces
+) -> list[tuple[int, int]] | None:
+    """The ranges where the tokens' own texts join to the text; None where they do not, or a character is cut."""
+    ranges: list[tuple[int, int]] = []
+    end, opener = 0, -1  # a decoder may drop the space before the first word that it writes: that token is special
+    for index, token in enumerate(ids):
+        if index and index % (_WINDOW * _AUDIT) == 0 and decode(ids[:index]) != text[:end]:
+            return None
+        piece = pieces.get((end == 0, token))
+        if piece is None:
+            piece = decode([token])
+            if end:
+                behind, both = decode([opener]), decode([opener, token])
+                if not both.startswith(behind):
+                    return None
+                piece = both[len(behind) :]
+            pieces[end == 0, token] = piece
+        if end == 0:
+            opener = token
+        if _REPLACEMENT in piece or not text.startswith(piece, end):
+            return None
+        ranges.append((end, end + len(piece)))
+        end += len(piece)
+    return ranges if end == len(text) else None
 
 
 def _ranges(ids: list[int], text: str, decode: Callable[[list[int]], str], window: int) -> list[tuple[int, int]] | None:
