@@ -65,7 +65,9 @@ def build_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
         Arithmetic(operations=10, modulus=10)
     """
     found = _find("task", name, TASKS)
-    lacks = [part for part in ("name", "instruction", "examples", "grade") if not hasattr(found, part)]
+    lacks = [
+        part for part in ("name", "instruction", "endless", "kinds", "examples", "grade") if not hasattr(found, part)
+    ]
     if lacks:
         raise InputError(f"`task` must name a task class; {name!r} lacks {', '.join(lacks)}.")
     made: Task = _make("task", name, found, options or {})
@@ -114,7 +116,7 @@ def _make(kind: str, name: str, found: type, options: Mapping[str, Any]) -> Any:
     names = [field.name for field in dataclasses.fields(found) if field.init] if dataclasses.is_dataclass(found) else []
     for option in options:
         if names and option not in names:
-            raise InputError(f"`{option}` must be an option of {name}{_hint(str(option), names)}.")
+            raise InputError(f"`{option}` must be an option of {name}{hint(str(option), names)}.")
     try:
         return found(**options)
     except TypeError as error:
@@ -124,7 +126,7 @@ def _make(kind: str, name: str, found: type, options: Mapping[str, Any]) -> Any:
 def _import(kind: str, name: str, known: Mapping[str, type]) -> type:
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise InputError(f"`{kind}` must be a known name or package.module:Class; got {name!r}{_hint(name, known)}.")
+        raise InputError(f"`{kind}` must be a known name or package.module:Class; got {name!r}{hint(name, known)}.")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:
@@ -134,8 +136,8 @@ def _import(kind: str, name: str, known: Mapping[str, type]) -> type:
     return found
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
-    """The nearest names, or all of them."""
+def hint(name: str, known: Iterable[str]) -> str:
+    """What ends the message about an unknown name: the nearest known ones, or all of them."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     return f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(known)}"

@@ -78,6 +78,8 @@ class Arithmetic:
     """
 
     name: ClassVar[str] = "arithmetic"
+    endless: ClassVar[bool] = True
+    kinds: ClassVar[tuple[str, ...]] = STEP_KINDS
     instruction: ClassVar[str] = ""
     operations: int = 6
     modulus: int = 10

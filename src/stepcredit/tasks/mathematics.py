@@ -38,6 +38,8 @@ class Mathematics:
     """
 
     name: ClassVar[str] = "math"
+    endless: ClassVar[bool] = False
+    kinds: ClassVar[tuple[str, ...]] = ()
     train: str = ""
     test: str = ""
     train_split: str = "train"

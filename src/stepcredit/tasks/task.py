@@ -30,9 +30,13 @@ class Task(Protocol):
     Attributes:
         name: What configs and the command line call it.
         instruction: The system message for policies with a chat template; empty for none.
+        endless: True where `examples` makes as many problems as asked for.
+        kinds: The words that its grades' ``kinds`` use; empty where it grades no steps.
     """
 
     name: ClassVar[str]
+    endless: ClassVar[bool]
+    kinds: ClassVar[tuple[str, ...]]
 
     @property
     def instruction(self) -> str:
