@@ -26,7 +26,7 @@ def check_target(path: str | Path) -> None:
         raise InputError(f"`--out` must end in {', '.join(SUFFIXES)}; got {path.name!r}.")
     check_folder("--out", path)
     if path.name.endswith(".parquet"):
-        _pyarrow()
+        parquet_library()
 
 
 def check_folder(option: str, path: str | Path) -> None:
@@ -55,7 +55,7 @@ def write_rows(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
 def dump_rows(file: IO[bytes], path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes rows to an open file, in the format that the ending of ``path`` names."""
     if str(path).endswith(".parquet"):
-        pa, parquet = _pyarrow()
+        pa, parquet = parquet_library()
         try:
             parquet.write_table(pa.Table.from_pylist(list(rows)), file)
         except UnicodeEncodeError as error:
@@ -104,10 +104,48 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def _pyarrow() -> tuple[Any, Any]:
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Lets an error of the system name ``path`` where it names no file: a write to an open file does not.
+
+    Raises:
+        OSError: Names the file that it named before, else ``path``.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def sync(path: str | Path) -> None:
+    """Puts a file's content, or a folder's list of names, on the disk; after this a power cut does not undo it."""
+    with naming(path):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sync_tree(folder: str | Path) -> None:
+    """`sync` for everything in a folder, then for the folder itself."""
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync(Path(root, name))
+        sync(root)
+
+
+def parquet_library() -> tuple[Any, Any]:
+    """The modules `pyarrow` and `pyarrow.parquet`.
+
+    Raises:
+        MissingExtraError: pyarrow is not installed.
+    """
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise MissingExtraError("pyarrow", "data", "write Parquet") from None
+        raise MissingExtraError("pyarrow", "data", "read or write Parquet") from None
     return pyarrow, pyarrow.parquet
