@@ -1,0 +1,91 @@
+"""A small policy from nothing: supervised training on the noisy tutor of the built-in arithmetic task."""
+
+import argparse
+import sys
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+from stepcredit.errors import InputError
+from stepcredit.tasks import Arithmetic
+
+NAME = "warm-start"
+HELP = "train the built-in tiny policy from nothing"
+
+_LINE_EVERY_S = 5.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to make; it must not exist")
+    parser.add_argument("--operations", type=int, default=10, help="the most operations a problem (default 10)")
+    parser.add_argument("--modulus", type=int, default=10, help="totals are taken modulo this (default 10)")
+    parser.add_argument("--updates", type=int, default=3000, help="optimizer steps (default 3000)")
+    parser.add_argument("--seed", type=int, default=0, help="chooses weights, problems and noise (default 0)")
+    parser.add_argument("--problems", type=int, default=512, help="test problems to measure on (default 512)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; the bits may depend on it (default 1)")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Trains, measures on test problems, and writes the folder whole."""
+    from stepcredit.runs.warm_start import check_new_folder, measure, save_warm_start, warm_start
+
+    check_new_folder(args.out)
+    if args.problems < 1:
+        raise InputError(f"`--problems` must be at least 1; got {args.problems}.")
+    begun = time.perf_counter()
+    task = Arithmetic(operations=args.operations, modulus=args.modulus)
+    model, tokenizer, report = warm_start(
+        task, updates=args.updates, seed=args.seed, threads=args.threads, progress=_Progress(args.updates)
+    )
+    accuracy = []
+    for operations in range(min(2, args.operations), args.operations + 1):
+        _say(f"measuring on test problems with {operations} operations")
+        easier = replace(task, operations=operations)
+        accuracy.append(measure(model, tokenizer, easier, problems=args.problems, threads=args.threads))
+    options = ("operations", "modulus", "updates", "seed", "problems", "threads")
+    command = " ".join(["stepcredit warm-start --out DIR", *(f"--{name} {getattr(args, name)}" for name in options)])
+    digest = save_warm_start(args.out, model, tokenizer, report, accuracy, command=command)
+    return {
+        "out": args.out,
+        "command": command,
+        "parameters": model.num_parameters(),
+        "loss": report.final_loss,
+        "accuracy": [asdict(row) for row in accuracy],
+        "sha256": digest,
+        "training_seconds": round(report.seconds, 1),
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
+
+
+def show(result: dict[str, Any]) -> str:
+    """The accuracy by number of operations, as lines of text."""
+    lines = [f"{'operations':>10} {'sampled':>8} {'greedy':>8} {'finished':>9} {'length':>7}"]
+    for row in result["accuracy"]:
+        shares = f"{row['sampled']:>8.3f} {row['greedy']:>8.3f} {row['finished']:>9.3f}"
+        lines.append(f"{row['operations']:>10} {shares} {row['length']:>7.1f}")
+    lines.append(f"{result['parameters']} parameters, loss {result['loss']:.4f}, sha256 {result['sha256']}")
+    lines.append(f"wrote {result['out']} in {result['seconds']:.0f} s ({result['training_seconds']:.0f} s of training)")
+    return "\n".join(lines)
+
+
+class _Progress:
+    """A line on stderr every few seconds: updates, loss, speed and the time left."""
+
+    def __init__(self, updates: int) -> None:
+        self._updates = updates
+        self._begun = self._last = 0.0
+
+    def __call__(self, done: int, loss: float) -> None:
+        now = time.perf_counter()
+        if done == 1:  # the first update takes longest: the clock starts after it
+            self._begun = self._last = now
+        elif now - self._last >= _LINE_EVERY_S or done == self._updates:
+            self._last = now
+            speed = (done - 1) / max(now - self._begun, 1e-9)
+            left = (self._updates - done) / speed
+            _say(f"{done} of {self._updates} updates, loss {loss:.3f}, {speed:.1f} updates/s, {left:.0f} s left")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
