@@ -4,8 +4,8 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 
 .PHONY: demo test lint check parity clean
 
-demo: .venv/base  ## credit for the built-in task: a table, and demo/page.html
-	$(BIN)/stepcredit demo --out demo
+demo: .venv/base  ## a tiny policy trained under four credit schemes, in minutes: a table, and page.html in a new folder
+	$(BIN)/stepcredit demo
 
 test: .venv/dev  ## every test and every docstring example
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest --numprocesses 2 --quiet
@@ -23,7 +23,7 @@ check: lint test
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(PIP) torch
-	$(PIP) --editable .
+	$(PIP) --editable '.[trl]'
 	touch $@
 
 .venv/dev: .venv/base
@@ -42,4 +42,4 @@ parity: .venv-parity/ready  ## our numbers against the advantage functions of an
 	touch $@
 
 clean:
-	rm -rf .venv .venv-parity demo dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-parity demo demo-[0-9]* dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

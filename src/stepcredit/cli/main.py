@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from stepcredit.cli import demo, score, segment
+from stepcredit.cli import demo, eval, score, segment, train, warm_start
 from stepcredit.errors import StepCreditError
 
-VERBS = (demo, score, segment)
+VERBS = (demo, train, eval, score, segment, warm_start)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,65 @@
+"""Train a policy with token-level credit, from one config file; a killed run resumes to the same numbers."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from stepcredit.config import parse_overrides
+from stepcredit.config.run import dump_config, load_config, recipes
+from stepcredit.errors import InputError
+
+NAME = "train"
+HELP = "train a policy with token-level credit"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help=f"a TOML file, or a recipe: {', '.join(recipes())}")
+    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a setting")
+    parser.add_argument("--out", metavar="DIR", help="the run directory; new (default runs/NAME-SEED)")
+    parser.add_argument("--resume", metavar="DIR", help="go on with a killed run; nothing else is given")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Resolves the config, then trains or resumes."""
+    if args.resume:
+        if args.config or args.set or args.out or args.dry_run:
+            raise InputError("`--resume` must come alone: the run keeps its own config.")
+        from stepcredit.runs.train import resume
+
+        return resume(args.resume, say=_say)
+    if not args.config:
+        raise InputError(f"`CONFIG` must be a TOML file or a recipe ({', '.join(recipes())}); got none.")
+    config = load_config(args.config, parse_overrides(args.set))
+    if args.dry_run:
+        from stepcredit.runs.trainer import grpo_config
+
+        grpo_config(config, "checkpoints")
+        return {"config": config.tables(), "text": dump_config(config)}
+    from stepcredit.runs.train import start
+
+    folder = args.out or Path("runs") / f"{Path(args.config).name.removesuffix('.toml')}-{config.run.seed}"
+    return start(config, folder, say=_say)
+
+
+def show(result: dict[str, Any]) -> str:
+    """The resolved config, or what the run came to."""
+    if "text" in result:
+        return str(result["text"]).rstrip()
+    lines = [f"{result['run']}: {result['status']} after {result['steps']} steps"]
+    for name, evaluation in result["evaluations"].items():
+        cells = {key: _cell(value) for key, value in evaluation["metrics"].items()}
+        lines.append(f"{name}: " + ", ".join(f"{key} {cell}" for key, cell in cells.items() if cell))
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict) and "mean" in value:
+        return f"{value['mean']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"
+    return ""
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

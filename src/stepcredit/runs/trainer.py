@@ -1,0 +1,153 @@
+"""From a run's config to TRL's trainer with credit, ready to train."""
+
+import dataclasses
+import importlib
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainerCallback, set_seed
+from trl import GRPOConfig
+
+from stepcredit.adapters.trl import CreditGRPOTrainer
+from stepcredit.config import build_estimator, build_signal, build_task, hint
+from stepcredit.config.run import TASK_STEPS, RunConfig, typed
+from stepcredit.errors import InputError, MissingExtraError
+from stepcredit.runs.callbacks import RolloutObserver
+from stepcredit.runs.grading import TaskGrader
+from stepcredit.runs.grouped import GroupedSampler
+from stepcredit.runs.policies import add_lora, load_policy, render_prompt
+
+_OURS = {  # GRPOConfig fields that the run itself decides, and what says so
+    "output_dir": "by --out",
+    "max_steps": "by run.steps",
+    "num_train_epochs": "by run.steps",
+    "seed": "by run.seed",
+    "data_seed": "by run.seed",
+    "save_steps": "by run.checkpoint_every",
+    "save_strategy": "by run.checkpoint_every",
+    "save_total_limit": "by run.keep_checkpoints",
+    "save_only_model": "so that every run can resume",
+    "resume_from_checkpoint": "by --resume",
+    "logging_steps": "and logs every step",
+    "report_to": "by run.report_to",
+    "disable_tqdm": "and shows its own progress",
+}
+
+
+def grpo_config(config: RunConfig, folder: str | Path) -> GRPOConfig:
+    """TRL's settings for a run.
+
+    Args:
+        config: The run's.
+        folder: Where checkpoints go.
+
+    Raises:
+        InputError: A key that ``GRPOConfig`` does not have or that the run decides, or a checkpoint that would fall
+            between a batch of rollouts and its last use: a resumed run would sample other rollouts.
+        MissingExtraError: A logger that is not installed.
+    """
+    names = [f.name for f in dataclasses.fields(GRPOConfig) if f.init]
+    for key in config.trainer:
+        if key in _OURS:
+            raise InputError(f"`trainer.{key}` must not be given: the run decides it, {_OURS[key]}.")
+        if key not in names:
+            raise InputError(f"`trainer.{key}` must be a field of TRL's GRPOConfig{hint(key, names)}")
+    loggers = [name.strip() for name in config.run.report_to.split(",") if name.strip()]
+    for name in loggers:
+        if name not in ("trackio", "wandb", "tensorboard"):
+            raise InputError(f"`run.report_to` must name trackio, wandb or tensorboard; got {name!r}.")
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise MissingExtraError(name, name, "log to it") from None
+    defaults: dict[str, Any] = {"disable_dropout": True}
+    if not torch.cuda.is_available():
+        defaults |= {
+            "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False,
+        }  # fmt: skip
+    settings = GRPOConfig(
+        **(defaults | config.trainer),
+        output_dir=str(folder), max_steps=config.run.steps, seed=config.run.seed, save_strategy="steps",
+        save_steps=config.run.checkpoint_every, logging_steps=1, disable_tqdm=True, report_to=loggers or "none",
+    )  # fmt: skip
+    period = settings.steps_per_generation * settings.num_iterations
+    together = period // math.gcd(period, settings.gradient_accumulation_steps)
+    if config.run.checkpoint_every % together:
+        raise InputError(
+            f"`run.checkpoint_every` must be a multiple of {together}, the optimizer steps that share a batch of "
+            f"rollouts; got {config.run.checkpoint_every}."
+        )
+    return settings
+
+
+def make_trainer(
+    config: RunConfig, settings: GRPOConfig, callbacks: Sequence[TrainerCallback] = ()
+) -> tuple[CreditGRPOTrainer, RolloutObserver]:
+    """The trainer and the observer whose rollouts the run store keeps.
+
+    Raises:
+        InputError: Whatever the policy, the task, the signal or the adapter refuses.
+    """
+    from datasets import Dataset
+
+    set_seed(config.run.seed)
+    task = build_task(*typed("task", config.task))
+    policy = _load(config, "policy")
+    model = add_lora(policy.model, config.lora) if config.lora else policy.model
+    tokenizer = policy.tokenizer
+    examples = task.examples("train", _example_count(config, settings, task.endless), seed=config.run.seed)
+    data = Dataset.from_list(
+        [
+            {"prompt": render_prompt(tokenizer, task, example.prompt), "reference": example.reference, "id": example.id}
+            for example in examples
+        ]
+    )
+    eos = policy.model.generation_config.eos_token_id
+    grader = TaskGrader(task, tokenizer, {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None})
+    estimator = build_estimator(*typed("estimator", config.estimator))
+    observer = RolloutObserver(
+        grader, estimator.type, every=config.run.rollouts_every, kept=config.run.rollouts_kept, last=config.run.steps
+    )
+    frozen = {_ARGUMENTS[role]: _load(config, role).model for role in config.models}
+    signal: Any = None
+    cut = "lines"
+    if config.signal:
+        name, options = typed("signal", config.signal)
+        cut = options.pop("steps", cut)
+        signal = grader if name == TASK_STEPS else build_signal(name, options)
+        if name == TASK_STEPS and not task.kinds:
+            raise InputError(f"`signal.type` must not be {TASK_STEPS!r} for {task.name}, which grades no steps.")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func says so of itself
+    rollout_func = GroupedSampler() if config.run.sampler == "grouped" else None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*PyTorch.*distributed.*|.*pin_memory.*", category=UserWarning)
+        trainer = CreditGRPOTrainer(
+            model=model, reward_funcs=[grader.outcome, grader.format], args=settings, train_dataset=data,
+            processing_class=tokenizer, callbacks=list(callbacks), rollout_func=rollout_func,
+            estimator=estimator, signal=signal, outcome=["outcome"], format=["format"], steps=cut,
+            on_credit=observer, kl_every=config.run.kl_every, **frozen, **config.credit,
+        )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    return trainer, observer
+
+
+_ARGUMENTS = {"teacher": "teacher_model", "base": "base_model", "reference": "ref_model"}
+
+
+def _load(config: RunConfig, role: str) -> Any:
+    model = config.policy if role == "policy" else config.models[role]
+    return load_policy(model.name, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
+
+
+def _example_count(config: RunConfig, settings: GRPOConfig, endless: bool) -> int | None:
+    """As asked; else all that there are, or where there is no end one fresh problem a group of the whole run."""
+    if config.run.train_examples is not None or not endless:
+        return config.run.train_examples
+    rollouts = settings.per_device_train_batch_size * settings.world_size * settings.gradient_accumulation_steps
+    return max(config.run.steps * int(rollouts) // int(settings.num_generations), 1)
