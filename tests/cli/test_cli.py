@@ -2,8 +2,6 @@
 
 import gzip
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -269,16 +267,6 @@ def test_segment_shows_the_cuts(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert run(capsys, "segment", str(text), "--by", "marker", "--marker", ". ")["steps"] == 2
     assert "--field" in refused(capsys, "segment", write(tmp_path / "x.jsonl", [{"a": 1}]))
     assert "marker" in refused(capsys, "segment", str(text), "--by", "marker")
-
-
-def test_the_demo_runs_as_a_program(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "stepcredit", "demo", "--out", str(tmp_path / "demo")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "grpo_process (pooled)" in done.stdout
-    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"rollouts.jsonl", "credit.jsonl", "page.html"}
-    credit = _read(tmp_path / "demo" / "credit.jsonl")
-    assert len(credit) == 64 * 5
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

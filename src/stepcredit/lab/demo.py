@@ -1,43 +1,192 @@
-"""Rollouts without a model: the built-in arithmetic task, solved by its noisy tutor, every step graded."""
+"""The demo: one tiny policy trained under four credit schemes with equal budgets, through the verb `train` itself."""
 
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
-from stepcredit.tasks.arithmetic import Arithmetic
+from stepcredit.errors import InputError, StepCreditError
+from stepcredit.files import replacing, write_rows
+from stepcredit.lab.page import render_study
+from stepcredit.lab.study import Arm, Study
+from stepcredit.runs.store import RunStore
+
+ARMS = {
+    "demo-grpo": "GRPO",
+    "demo-pooled": "pooled",
+    "demo-pass": "PASS, k = 0.7",
+    "demo-spro": "SPRO, beta = 0.002",
+}
+_SMOKE = ("run.steps=2", "run.checkpoint_every=2", "trainer.gradient_accumulation_steps=1", "evaluation.problems=32")
+_CURVES = {  # what the page draws: title, the metric in the run store, its unit
+    "accuracy of the training rollouts": ("task/accuracy", "share right"),
+    "length": ("credit/length", "tokens"),
+    "entropy": ("entropy", "nats a token"),
+    "repeated steps": ("task/steps_repeated", "a rollout"),
+}
+_COLUMNS = (
+    "scheme", "pass@1 sampled, before", "after", "pass@1 greedy, before", "after", "length, before", "after",
+    "entropy, before", "after", "seconds of training",
+)  # fmt: skip
+NOTE = (
+    "One seed, one task, one tiny policy: this shows the mechanism and claims no winner. The process signal is the "
+    "task's own ground truth for every step, which real tasks do not have; GRPO and SPRO do without it. Brackets are "
+    "95% intervals over problems. Before is the same policy for all."
+)
 
 
-def demo_rows(*, groups: int = 8, group_size: int = 8, operations: int = 6, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows of a rollout file: groups of tutor solutions with outcome, format and ground-truth step scores.
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo came to.
+
+    Attributes:
+        rows: One plain row a scheme: its evaluations before and after, and the seconds of its training.
+        files: The files written, by name.
+        seconds: Wall time of everything.
+    """
+
+    rows: list[dict[str, Any]]
+    files: dict[str, str]
+    seconds: float
+
+
+def run_demo(
+    folder: str | Path, *, seed: int = 0, smoke: bool = False, parallel: int = 2, say: Callable[[str], None]
+) -> DemoResult:
+    """Trains the four arms, two at a time in processes of one thread each, and writes the table and the page.
 
     Args:
-        groups: Problems.
-        group_size: Solutions a problem.
-        operations: Operations a problem.
-        seed: Chooses problems and noise.
+        folder: Where everything goes; must be new.
+        seed: Chooses training problems and samples; the same for all arms, so that their first rollouts are the same.
+        smoke: Two steps of a quarter batch and 32 test problems: to see that everything works, not to learn.
+        parallel: Arms at a time.
+        say: Takes the progress, a line at a time.
 
-    Returns:
-        One row a rollout, as `stepcredit.lab.rollout_files.read_rollouts` reads them.
-
-    Example:
-        >>> rows = demo_rows(groups=1, group_size=2)
-        >>> len(rows), sorted(rows[0])
-        (2, ['completion', 'format_reward', 'group', 'prompt', 'reward', 'steps'])
+    Raises:
+        InputError: The folder exists.
+        StepCreditError: An arm failed; the message is its own.
     """
-    task, rows = Arithmetic(operations=operations), []
-    for g in range(groups):
-        problem = task.problem(seed * groups + g)
-        for i in range(group_size):
-            completion = task.sample_solution(problem, (seed * groups + g) * group_size + i)
-            if i == group_size - 1:  # one answer line is cut off, so that the format gate has something to do
-                completion = completion[: completion.rindex("answer")]
-            grade = task.grade(problem, completion)
-            rows.append(
-                {
-                    "prompt": problem.prompt,
-                    "completion": completion,
-                    "group": g,
-                    "reward": grade.outcome,
-                    "format_reward": grade.format_reward,
-                    "steps": [{"end": step.end, "score": step.score} for step in grade.steps],
-                }
-            )
+    begun = time.perf_counter()
+    folder = Path(folder)
+    if folder.exists():
+        raise InputError(f"`--out` must be a new folder; got {str(folder)!r}, which exists.")
+    folder.mkdir(parents=True)
+    sets = [f"run.seed={seed}", *(_SMOKE if smoke else ())]
+    waiting = list(ARMS)
+    running: list[_Training] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < parallel:
+                recipe = waiting.pop(0)
+                alone = [] if recipe == "demo-grpo" else ["evaluation.before=false"]  # the same policy for all
+                running.append(_Training(recipe, folder / recipe, [*sets, *alone], say))
+            time.sleep(0.1)
+            for training in [training for training in running if training.ended()]:
+                running.remove(training)
+    finally:
+        for training in running:
+            training.stop()
+    stores = {name: RunStore.open(folder / recipe) for recipe, name in ARMS.items()}
+    rows = _rows(stores)
+    write_rows(folder / "table.jsonl", rows)
+    with replacing(folder / "page.html") as file:
+        file.write(_page(stores, rows, seed))
+    files = {name: str(folder / name) for name in ("page.html", "table.jsonl")}
+    return DemoResult(rows, files, time.perf_counter() - begun)
+
+
+class _Training:
+    """One arm: `stepcredit train` as a process, its progress passed on with its name."""
+
+    def __init__(self, recipe: str, folder: Path, sets: Sequence[str], say: Callable[[str], None]) -> None:
+        self.name = ARMS[recipe]
+        words = [sys.executable, "-m", "stepcredit", "train", recipe, "--out", str(folder)]
+        for setting in sets:
+            words += ["--set", setting]
+        self.process = subprocess.Popen(  # noqa: S603 - our own program and words
+            words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+            env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        )  # fmt: skip
+        self.last = ""
+        self.reader = Thread(target=self._read, args=(say,), daemon=True)
+        self.reader.start()
+
+    def _read(self, say: Callable[[str], None]) -> None:
+        for line in self.process.stderr or ():
+            if line.strip():
+                self.last = line.strip()
+                if self.last.startswith(("step ", "evaluation ")):
+                    say(f"{self.name:<18} {self.last}")
+
+    def ended(self) -> bool:
+        """Whether it is done.
+
+        Raises:
+            StepCreditError: It failed.
+        """
+        code = self.process.poll()
+        if code:
+            self.reader.join(timeout=5)
+            raise StepCreditError(f"{self.name} failed with exit code {code}: {self.last}")
+        return code is not None
+
+    def stop(self) -> None:
+        """Ends it; its run can be resumed."""
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+def _rows(stores: dict[str, RunStore]) -> list[dict[str, Any]]:
+    before = next(iter(stores.values())).evals()["start"]["metrics"]
+    rows = []
+    for name, store in stores.items():
+        after = store.evals()["end"]["metrics"]
+        seconds = sum(row.get("step_time") or 0.0 for row in store.metrics())
+        rows.append({"scheme": name, "before": before, "after": after, "seconds": round(seconds, 1)})
     return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The rows as cells under the heads of the page's table."""
+    cells = []
+    for row in rows:
+        before, after = row["before"], row["after"]
+        both = [_cell(x[name], digits) for name, digits in _SHOWN.items() for x in (before, after)]
+        cells.append([row["scheme"], *both, f"{row['seconds']:.0f}"])
+    return cells
+
+
+_SHOWN = {"pass@1": 3, "greedy": 3, "length": 1, "entropy": 3}
+
+
+def heads() -> list[str]:
+    """The heads of `table`."""
+    return list(_COLUMNS)
+
+
+def _cell(value: dict[str, float], digits: int) -> str:
+    return f"{value['mean']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+
+
+def _page(stores: dict[str, RunStore], rows: Sequence[dict[str, Any]], seed: int) -> bytes:
+    arms, tables = [], {}
+    for name, store in stores.items():
+        metrics = store.metrics()
+        curves = {title: [(row["step"], row.get(key)) for row in metrics] for title, (key, _) in _CURVES.items()}
+        arms.append(Arm(name, curves))
+    for when, last in (("first step", False), ("last step", True)):
+        for name, store in stores.items():
+            kept = list(store.rollouts())
+            at = (max if last else min)(row["step"] for row in kept)
+            tables[f"{name}, {when}"] = [row for row in kept if row["step"] == at]
+    units = {title: unit for title, (_, unit) in _CURVES.items()}
+    study = Study(f"{NOTE} Seed {seed}.", heads(), table(rows), arms, units)
+    return render_study(study, tables, groups=4, title="Four credit schemes, one tiny policy")
