@@ -12,6 +12,7 @@ from torch import Tensor
 from stepcredit.errors import InputError
 
 _SEQUENCE_LEVEL_IS_DETACHED = ("cispo", "vespo")
+_CURE = "Use TRL's own loss, or one that weighs each token's log-probability by that token's advantage."
 
 
 def refuse(trainer: Any, *, gspo_token: bool, trl_version: str) -> None:
@@ -39,6 +40,11 @@ def refuse(trainer: Any, *, gspo_token: bool, trl_version: str) -> None:
             f"`importance_sampling_level` must be 'token' with loss_type {loss!r}; got 'sequence', under which the "
             "gradient spreads each token's credit over its whole sequence. Pass `gspo_token=True` for GSPO's "
             "token-level form."
+        )
+    if level != "sequence" and gspo_token:
+        raise InputError(
+            f"`gspo_token` must be False with importance_sampling_level {level!r}; got True. Set the level to "
+            "'sequence' for GSPO's token-level form."
         )
 
 
@@ -74,7 +80,7 @@ def probe(trainer: Any) -> None:
         if not bool(scale > 0) or not torch.allclose(g, -scale * a, rtol=1e-3, atol=1e-6 * float(scale)):
             raise InputError(
                 f"`trainer` must have a loss that follows token-level advantages; for advantages {a.tolist()} "
-                f"{type(trainer).__name__} with loss_type {trainer.loss_type!r} gave the gradient {g.tolist()}."
+                f"{type(trainer).__name__} with loss_type {trainer.loss_type!r} gave the gradient {g.tolist()}. {_CURE}"
             )
 
 
@@ -93,7 +99,7 @@ def _gradient(trainer: Any, leaf: Tensor, inputs: dict[str, Any]) -> Tensor:
             error = error or caught
     raise InputError(
         f"`trainer` must have a loss that takes advantages of shape [batch, time]; {type(trainer).__name__} with "
-        f"loss_type {trainer.loss_type!r} failed on them: {error}."
+        f"loss_type {trainer.loss_type!r} failed on them: {error}. {_CURE}"
     ) from error
 
 

@@ -34,40 +34,52 @@ def token_logprobs(trainer: Any, model: nn.Module, output: dict[str, Any]) -> Te
     return logprobs.detach()
 
 
-def reference_logprobs(trainer: Any, ref_model: nn.Module | None, output: dict[str, Any]) -> Tensor:
-    """The same under the reference: TRL's own if it computed them, else the frozen model, else the adapter off."""
+Start = list[tuple[nn.Parameter, Tensor]]
+"""What is trained of a policy, each parameter with the values it had."""
+
+
+def reference_logprobs(trainer: Any, reference: nn.Module | Start | None, output: dict[str, Any]) -> Tensor:
+    """The same under the reference: the frozen model, else TRL's own if it computed them, else the policy's start."""
+    if isinstance(reference, nn.Module):
+        return token_logprobs(trainer, reference, output)
     if output.get("ref_per_token_logps") is not None:
         found: Tensor = output["ref_per_token_logps"]
         return found.detach()
-    if ref_model is not None:
-        return token_logprobs(trainer, ref_model, output)
-    with _reference_adapter(trainer.accelerator.unwrap_model(trainer.model)):
-        return token_logprobs(trainer, trainer.model, output)
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    with _left_as_it_was(policy):
+        policy.eval()
+        with policy.disable_adapter() if reference is None else _put_back(reference):
+            return token_logprobs(trainer, trainer.model, output)
 
 
-def reference_model(trainer: Any) -> nn.Module | None:
-    """The policy as it stands, frozen, or None where the trainer or the policy's adapters keep it already.
+def reference_model(trainer: Any) -> nn.Module | Start | None:
+    """The policy as it stands, frozen.
 
-    A LoRA policy needs no second model: with the adapter off it is the reference. If its adapter has been trained
-    before, a frozen copy of the adapter named "ref" is.
+    None where the trainer keeps it already, or where a LoRA policy is its own reference with the adapter off. If the
+    adapter has been trained before, what it holds now is kept beside it; a second adapter in the model would be saved
+    with every checkpoint, and resuming from such a one loads the second alone.
 
     Raises:
         InputError: The policy is sharded, so that this process does not hold its weights.
     """
     policy = trainer.accelerator.unwrap_model(trainer.model)
-    if hasattr(policy, "peft_config"):
-        if "ref" not in policy.peft_config and _adapter_acts(policy):
-            _copy_adapter(policy)
-        return None
-    if trainer.beta != 0.0:
+    is_lora = hasattr(policy, "peft_config")
+    if trainer.beta != 0.0 or (is_lora and not _adapter_acts(policy)):
         return None
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise InputError(
             "`ref_model` must be given when the policy is sharded (DeepSpeed, FSDP) and beta is 0; got None."
         )
+    if is_lora:
+        return [(x, x.detach().clone()) for x in policy.parameters() if x.requires_grad]
     with torch.random.fork_rng(devices=[]):  # its random weights are overwritten; the run's random state stays
-        copy = type(policy)(policy.config).to(dtype=policy.dtype)
-    copy.load_state_dict(policy.state_dict())  # never deepcopy: a patched forward keeps reading the old weights
+        copy = type(policy)(policy.config)  # never deepcopy: a patched forward keeps reading the old weights
+    for name, mine in copy.named_parameters():
+        as_it_was = policy.dtype if trainer.args.cast_lm_head_to_fp32 else policy.get_parameter(name).dtype
+        mine.data = mine.data.to(as_it_was)
+    for name, mine in copy.named_buffers():  # rotary frequencies, too, in no other precision than the policy's
+        mine.data = policy.get_buffer(name).detach().clone()
+    copy.load_state_dict(policy.state_dict())
     return frozen(trainer, copy)
 
 
@@ -76,11 +88,12 @@ def frozen(trainer: Any, model: nn.Module) -> nn.Module:
     model.requires_grad_(False)
     model.eval()
     add_fused_lm_head = getattr(trl_utils, "add_fused_lm_head", None)  # since TRL 1.15; before, logits were read
-    if add_fused_lm_head is not None and not getattr(model, "_stepcredit_fused", False):
+    if add_fused_lm_head is not None:
         add_fused_lm_head(
-            model, temperature=trainer.temperature, cast_lm_head_to_fp32=trainer.args.cast_lm_head_to_fp32
+            getattr(model, "get_base_model", lambda: model)(),  # of a LoRA model; its wrapper has no head to fuse
+            temperature=trainer.temperature,
+            cast_lm_head_to_fp32=trainer.args.cast_lm_head_to_fp32,
         )
-        model._stepcredit_fused = True  # type: ignore[assignment]
     prepared: nn.Module
     if trainer.is_deepspeed_enabled:
         prepared = prepare_deepspeed(model, trainer.accelerator)
@@ -97,24 +110,28 @@ def _adapter_acts(policy: Any) -> bool:
     return not output_factors or any(bool(p.detach().any()) for p in output_factors)
 
 
-def _copy_adapter(policy: Any) -> None:
-    active = policy.active_adapter
-    policy.add_adapter("ref", policy.peft_config[active])
-    for name, parameter in list(policy.named_parameters()):
-        if f".{active}." in name:
-            policy.get_parameter(name.replace(f".{active}.", ".ref.")).data.copy_(parameter.data)
-    policy.set_adapter(active)
+@contextmanager
+def _put_back(start: Start) -> Iterator[None]:
+    """The policy with the values of its start for a while."""
+    trained = [(parameter, parameter.data) for parameter, _ in start]
+    try:
+        for parameter, values in start:
+            parameter.data = values.to(parameter.device)
+        yield
+    finally:
+        for parameter, values in trained:
+            parameter.data = values
 
 
 @contextmanager
-def _reference_adapter(policy: Any) -> Iterator[None]:
-    if "ref" not in policy.peft_config:
-        with policy.disable_adapter():
-            yield
-        return
-    active = policy.active_adapter
-    policy.set_adapter("ref")
+def _left_as_it_was(policy: Any) -> Iterator[None]:
+    """What is trained and what is in training mode, afterwards as before; turning an adapter off and on resets it."""
+    trained = [(parameter, parameter.requires_grad) for parameter in policy.parameters()]
+    training = [(module, module.training) for module in policy.modules()]
     try:
         yield
     finally:
-        policy.set_adapter(active)
+        for parameter, flag in trained:
+            parameter.requires_grad_(flag)
+        for module, flag in training:
+            module.training = flag

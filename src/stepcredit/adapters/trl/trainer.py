@@ -3,7 +3,7 @@
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stepcredit.adapters.trl import guards
 from stepcredit.adapters.trl.channels import Channels
-from stepcredit.adapters.trl.models import frozen, reference_logprobs, reference_model, token_logprobs
+from stepcredit.adapters.trl.models import Start, frozen, reference_logprobs, reference_model, token_logprobs
 from stepcredit.adapters.trl.rollouts import Cut, group_ids, loss_mask, text_rollouts, with_scores
 from stepcredit.batch import Credit, RolloutBatch, Rollouts
 from stepcredit.diagnostics import credit_metrics
@@ -60,11 +60,10 @@ class _Settings:
     cut: Cut
     reference: str
     needs: frozenset[str]
-    models: dict[str, nn.Module | None]
+    models: dict[str, nn.Module | Start | None]
     gspo_token: bool
     on_credit: Observer | None
     kl_every: int
-    seconds: list[float] = field(default_factory=list)
 
 
 class _CreditMixin:
@@ -156,7 +155,7 @@ def attach(
         steps: How a text signal's steps are cut: a scheme of `stepcredit.tasks.segmentation`, or text -> spans.
         reference: The data set's column of gold answers, for text signals that read them.
         ref_model: The reference, a causal LM. By default the policy as it stands now, where one is needed: a copy, or
-            a LoRA policy with its adapter off.
+            a LoRA policy with its adapter as it is now (off, if it has not been trained).
         teacher_model: The teacher of a distillation signal, a causal LM over the policy's vocabulary.
         base_model: The base model of generalized distillation, likewise.
         gspo_token: With importance_sampling_level="sequence": GSPO's token-level form, whose ratio has the sequence's
@@ -188,24 +187,23 @@ def attach(
     for role, model in (("teacher", teacher_model), ("base", base_model)):
         if f"{role}_logprobs" in reads and model is None:
             raise InputError(f"`{role}_model` must be given: {role}_logprobs are read; got None.")
-    models: dict[str, nn.Module | None] = {
-        role: frozen(trainer, model)
-        for role, model in (("teacher", teacher_model), ("base", base_model))
-        if f"{role}_logprobs" in reads and model is not None
-    }
-    if "ref_logprobs" in reads or kl_every:
-        models["ref"] = frozen(trainer, ref_model) if ref_model is not None else reference_model(trainer)
-    kind = type(trainer)
+    cut, kind = _cut(steps), type(trainer)
+    models: dict[str, nn.Module | Start | None] = {}
     if not issubclass(kind, _CreditMixin):
         trainer.__class__ = type(f"Credit{kind.__name__}", (_CreditMixin, kind), {"__doc__": kind.__doc__})
     trainer._credit = _Settings(
-        estimator, signal, channels, _cut(steps), reference, reads & set(_LOGPROBS), models, gspo_token, on_credit,
-        kl_every,
-    )  # fmt: skip
+        estimator, signal, channels, cut, reference, reads & set(_LOGPROBS), models, gspo_token, on_credit, kl_every
+    )
     try:
         guards.probe(trainer)
+        if "ref_logprobs" in reads or kl_every:  # no model is touched before the loss is known to be right
+            models["ref"] = reference_model(trainer) if ref_model is None else frozen(trainer, ref_model)
+        for role, model in (("teacher", teacher_model), ("base", base_model)):
+            if f"{role}_logprobs" in reads and model is not None:
+                models[role] = frozen(trainer, model)
     except BaseException:
-        trainer._credit, trainer.__class__ = None, kind
+        del trainer._credit
+        trainer.__class__ = kind
         raise
     return trainer
 
@@ -227,8 +225,10 @@ def _with_credit(
     metrics = trainer._metrics[mode]
     n_rows, rank = output["completion_ids"].shape[0], trainer.accelerator.process_index
     group = dist.group.WORLD if trainer.accelerator.num_processes > 1 else None
-    generations = trainer.num_generations if mode == "train" else getattr(trainer, "num_generations_eval", 1)
-    watch_kl = credit.kl_every and len(credit.seconds) % credit.kl_every == 0
+    generations = trainer.num_generations if mode == "train" else trainer.num_generations_eval
+    updates = trainer.args.steps_per_generation * trainer.num_iterations // trainer.args.gradient_accumulation_steps
+    batch_index = trainer.state.global_step // max(updates, 1)  # by the step, which a resumed run knows
+    watch_kl = credit.kl_every and batch_index % credit.kl_every == 0
     reads = credit.needs | ({"old_logprobs", "ref_logprobs"} if watch_kl else frozenset())
     logprobs = _logprobs(trainer, output, reads)
 
@@ -256,8 +256,7 @@ def _with_credit(
         seen = credit.on_credit(CreditStep(trainer.state.global_step, mode, rollouts, batch, assigned)) or {}
         for name, value in seen.items():
             metrics[name].append(value)
-    credit.seconds.append(time.perf_counter() - begun)
-    metrics["credit/seconds"].append(credit.seconds[-1])
+    metrics["credit/seconds"].append(time.perf_counter() - begun)
     return output
 
 
