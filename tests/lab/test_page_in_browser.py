@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from stepcredit.lab.page import render_study
 from stepcredit.lab.study import Arm, Study
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright for Python is not installed")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -37,33 +36,40 @@ HOSTILE = [
 ]
 
 
-@dataclass
 class Opener:
-    """Opens pages, and keeps what a page must not do: messages, dialogs, requests."""
+    """Opens pages, one after the other, and keeps what a page must not do: messages, dialogs, requests."""
 
-    browser: "Browser"
-    folder: Path
-    wrong: list[str] = field(default_factory=list)
-
-    def __call__(self, html: bytes, *, width: int = 1000, scheme: Any = "light") -> "Page":
-        path = self.folder / f"page-{len(list(self.folder.iterdir()))}.html"
-        path.write_bytes(html)
-        context = self.browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        page = context.new_page()
+    def __init__(self, page: "Page", folder: Path) -> None:
+        self.page, self.path, self.wrong = page, folder / "page.html", list[str]()
         page.set_default_timeout(180_000)
         page.on("console", lambda message: self.wrong.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: (self.wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.on("request", lambda request: request.url == path.as_uri() or self.wrong.append(f"request: {request.url}"))
-        page.route("**/*", lambda route: self._answer(route, path.as_uri()))
-        page.goto(path.as_uri())
-        page.evaluate(
-            "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
-        )  # charts are drawn
-        return page
+        page.on("dialog", self._dismiss)
+        page.on("request", self._requested)
+        page.route("**/*", self._answer)
 
-    def _answer(self, route: Any, own: str) -> None:
-        if route.request.url == own:
+    def __call__(self, html: bytes, *, width: int = 1000, scheme: Any = "light") -> "Page":
+        self.path.write_bytes(html)
+        self.page.set_viewport_size({"width": width, "height": 800})
+        self.page.emulate_media(color_scheme=scheme)
+        self.page.mouse.move(0, 0)
+        self.page.goto(self.path.as_uri())
+        self.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")  # drawn
+        return self.page
+
+    def _own(self, request: Any) -> bool:
+        return bool(request.url == self.path.as_uri())
+
+    def _requested(self, request: Any) -> None:
+        if not self._own(request):
+            self.wrong.append(f"request: {request.url}")
+
+    def _dismiss(self, dialog: Any) -> None:
+        self.wrong.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def _answer(self, route: Any) -> None:
+        if self._own(route.request):
             route.continue_()
         else:
             self.wrong.append(f"fetched: {route.request.url}")
@@ -71,22 +77,19 @@ class Opener:
 
 
 @pytest.fixture(scope="module")
-def browser() -> "Iterator[Browser]":
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opener]:
     with playwright.sync_playwright() as p:
-        launched = p.chromium.launch(
-            executable_path=CHROMIUM, args=[f"--{name}" for name in QUIET.split()], timeout=180_000
-        )
-        yield launched
+        args = [f"--{name}" for name in QUIET.split()]
+        launched = p.chromium.launch(executable_path=CHROMIUM, args=args, timeout=180_000)
+        yield Opener(launched.new_page(), tmp_path_factory.mktemp("page"))
         launched.close()
 
 
 @pytest.fixture
-def opened(browser: "Browser", tmp_path: Path) -> Iterator[Opener]:
-    opener = Opener(browser, tmp_path)
-    yield opener
-    for context in browser.contexts:
-        context.close()
-    assert opener.wrong == []
+def opened(browser: Opener) -> Iterator[Opener]:
+    yield browser
+    wrong, browser.wrong = browser.wrong, []
+    assert wrong == []
 
 
 def row(completion: str, credit: Sequence[float] | None = None, **fields: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ ARMS = {
     "demo-grpo": "GRPO",
     "demo-pooled": "pooled",
     "demo-pass": "PASS, k = 0.7",
-    "demo-spro": "SPRO, beta = 0.002",
+    "demo-spro": "SPRO, beta = 0.01",
 }
 _SMOKE = ("run.steps=2", "run.checkpoint_every=2", "trainer.gradient_accumulation_steps=1", "evaluation.problems=32")
 _CURVES = {  # what the page draws: title, the metric in the run store, its unit
