@@ -87,7 +87,10 @@ def test_a_lora_run_trains_its_adapter_alone(tmp_path: Path) -> None:
         ({"run.checkpoint_every": 3, "trainer.steps_per_generation": 8}, "must be a multiple of 4"),
         ({"run.report_to": "paper"}, "`run.report_to` must name trackio, wandb or tensorboard"),
         ({"policy.name": "./nowhere"}, "nowhere"),
-        ({"signal.type": "task_steps", "task.type": "math", "task.train": "x.jsonl", "evaluation.problems": 0}, r"x\.jsonl"),
+        (
+            {"signal.type": "task_steps", "task.type": "math", "task.train": "x.jsonl", "evaluation.problems": 0},
+            r"x\.jsonl",
+        ),
     ],
 )
 def test_what_cannot_be_had_is_refused_first(tmp_path: Path, overrides: dict, message: str) -> None:

@@ -117,11 +117,13 @@ class _Training:
         self.reader.start()
 
     def _read(self, say: Callable[[str], None]) -> None:
-        for line in self.process.stderr or ():
-            if line.strip():
-                self.last = line.strip()
-                if self.last.startswith(("step ", "evaluation ")):
-                    say(f"{self.name:<18} {self.last}")
+        assert self.process.stderr is not None
+        with self.process.stderr as lines:
+            for line in lines:
+                if line.strip():
+                    self.last = line.strip()
+                    if self.last.startswith(("step ", "evaluation ")):
+                        say(f"{self.name:<18} {self.last}")
 
     def ended(self) -> bool:
         """Whether it is done.
@@ -130,8 +132,9 @@ class _Training:
             StepCreditError: It failed.
         """
         code = self.process.poll()
-        if code:
+        if code is not None:
             self.reader.join(timeout=5)
+        if code:
             raise StepCreditError(f"{self.name} failed with exit code {code}: {self.last}")
         return code is not None
 
@@ -142,6 +145,8 @@ class _Training:
             self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             self.process.kill()
+            self.process.wait()
+        self.reader.join(timeout=5)
 
 
 def _rows(stores: dict[str, RunStore]) -> list[dict[str, Any]]:

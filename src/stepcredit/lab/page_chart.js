@@ -89,7 +89,7 @@ class Chart {
     const [top, bottom] = [8, height - 22], [from, to] = data.study.steps, low = y.values[0], high = y.values.at(-1);
     this.x = step => (to === from ? (left + right) / 2 : left + (step - from) / (to - from) * (right - left));
     const size = Math.max(Math.abs(low), Math.abs(high));  // divided by first: nothing overflows or underflows
-    this.y = value => top + (value / size - low / size) / (high / size - low / size) * (bottom - top);
+    this.y = value => bottom - (value / size - low / size) / (high / size - low / size) * (bottom - top);
     Object.assign(this, {width, top, bottom});
     this.cursor = draw("g", {class: "cursor"});
     const base = y.values.includes(0) ? 0 : low;
