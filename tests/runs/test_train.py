@@ -11,7 +11,7 @@ from stepcredit.errors import InputError
 from stepcredit.runs.grading import TaskGrader
 from stepcredit.runs.policies import load_policy
 from stepcredit.runs.store import RunStore
-from stepcredit.runs.train import resume, start
+from stepcredit.runs.train import disk_errors, resume, start
 from train_worker import SETTINGS
 
 CLOCK = ("seconds", "time", "per_second")
@@ -114,3 +114,18 @@ def test_the_grader_says_the_same_to_all_who_ask() -> None:
         "accuracy": 1, "format_ok": 2, "truncated": 1, "unparsed": 1,
         "steps_one": 4, "steps_repeated": 1, "steps_malformed": 1, "steps_answer": 2,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[enforce fail at inline_container.cc:672] . unexpected pos 227584 vs 227476",
+        "PytorchStreamWriter failed writing file data/4: file write failed",
+        "Error while serializing: I/O error: No space left on device (os error 28)",
+    ],
+)
+def test_a_full_disk_is_an_os_error_however_it_is_said(said: str, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left"), disk_errors(tmp_path):
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match="shapes"), disk_errors(tmp_path):
+        raise RuntimeError("shapes differ")

@@ -1,6 +1,7 @@
 """Train a policy with token-level credit, from one config file; a killed run resumes to the same numbers."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise InputError("`--resume` must come alone: the run keeps its own config.")
         from stepcredit.runs.train import resume
 
-        return resume(args.resume, say=_say)
+        return _first_rank(resume(args.resume, say=_say))
     if not args.config:
         raise InputError(f"`CONFIG` must be a TOML file or a recipe ({', '.join(recipes())}); got none.")
     config = load_config(args.config, parse_overrides(args.set))
@@ -41,7 +42,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from stepcredit.runs.train import start
 
     folder = args.out or Path("runs") / f"{Path(args.config).name.removesuffix('.toml')}-{config.run.seed}"
-    return start(config, folder, say=_say)
+    return _first_rank(start(config, folder, say=_say))
+
+
+def _first_rank(result: dict[str, Any]) -> dict[str, Any]:
+    """The result, to be printed by one rank of a launcher's."""
+    if os.environ.get("RANK", "0") != "0":
+        raise SystemExit(0)
+    return result
 
 
 def show(result: dict[str, Any]) -> str:

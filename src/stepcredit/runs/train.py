@@ -58,7 +58,7 @@ def resume(folder: str | Path, *, say: Say = lambda _: None) -> dict[str, Any]:
 
 def _go_on(config: RunConfig, settings: Any, folder: Path, store: RunStore | None, say: Say) -> dict[str, Any]:
     """The run from its last commit to its end; ``store`` is the first rank's."""
-    with store or nullcontext(), _disk_errors(folder), no_progress_bars():
+    with store or nullcontext(), disk_errors(folder), no_progress_bars():
         if store and config.evaluation.before:
             _evaluate(config, store, "start", config.policy.name, say)
         settings.distributed_state.wait_for_everyone()
@@ -124,12 +124,13 @@ def _copy_weights(checkpoint: Path, target: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
+def disk_errors(folder: Path) -> Iterator[None]:
     """Writers that say a full disk in their own ways say it in the system's."""
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
         text = str(error).lower()
-        if "no space" in text or "os error 28" in text or "file write failed" in text or "pytorchstreamwriter" in text:
+        signs = ("no space", "os error 28", "file write failed", "pytorchstreamwriter", "inline_container")
+        if any(sign in text for sign in signs):
             raise OSError(errno.ENOSPC, "No space left on device", str(folder)) from error
         raise
