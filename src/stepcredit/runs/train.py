@@ -130,7 +130,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
         yield
     except (RuntimeError, SafetensorError) as error:
         text = str(error).lower()
-        signs = ("no space", "os error 28", "file write failed", "pytorchstreamwriter", "inline_container")
+        signs = ("no space", "os error 28", "file write failed", "pytorchstreamwriter", "unexpected pos")
         if any(sign in text for sign in signs):
             raise OSError(errno.ENOSPC, "No space left on device", str(folder)) from error
         raise
