@@ -29,14 +29,11 @@ _CURVES = {  # what the page draws: title, the metric in the run store, its unit
     "entropy": ("entropy", "nats a token"),
     "repeated steps": ("task/steps_repeated", "a rollout"),
 }
-_COLUMNS = (
-    "scheme", "pass@1 sampled, before", "after", "pass@1 greedy, before", "after", "length, before", "after",
-    "entropy, before", "after", "seconds of training",
-)  # fmt: skip
+_COLUMNS = ("policy", "pass@1 sampled", "pass@1 greedy", "length", "entropy", "seconds of training")
 NOTE = (
     "One seed, one task, one tiny policy: this shows the mechanism and claims no winner. The process signal is the "
     "task's own ground truth for every step, which real tasks do not have; GRPO and SPRO do without it. Brackets are "
-    "95% intervals over problems. Before is the same policy for all."
+    "95% intervals over problems."
 )
 
 
@@ -160,21 +157,13 @@ def _rows(stores: dict[str, RunStore]) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """The rows as cells under the heads of the page's table."""
-    cells = []
-    for row in rows:
-        before, after = row["before"], row["after"]
-        both = [_cell(x[name], digits) for name, digits in _SHOWN.items() for x in (before, after)]
-        cells.append([row["scheme"], *both, f"{row['seconds']:.0f}"])
-    return cells
+    """The rows as cells under the page's heads: the policy that all arms start from, then each arm's."""
+    policies = [("before training", rows[0]["before"], "")]
+    policies += [(row["scheme"], row["after"], f"{row['seconds']:.0f}") for row in rows]
+    return [[name, *(_cell(x[key], digits) for key, digits in _SHOWN.items()), took] for name, x, took in policies]
 
 
 _SHOWN = {"pass@1": 3, "greedy": 3, "length": 1, "entropy": 3}
-
-
-def heads() -> list[str]:
-    """The heads of `table`."""
-    return list(_COLUMNS)
 
 
 def _cell(value: dict[str, float], digits: int) -> str:
@@ -193,5 +182,5 @@ def _page(stores: dict[str, RunStore], rows: Sequence[dict[str, Any]], seed: int
             at = (max if last else min)(row["step"] for row in kept)
             tables[f"{name}, {when}"] = [row for row in kept if row["step"] == at]
     units = {title: unit for title, (_, unit) in _CURVES.items()}
-    study = Study(f"{NOTE} Seed {seed}.", heads(), table(rows), arms, units)
+    study = Study(f"{NOTE} Seed {seed}.", _COLUMNS, table(rows), arms, units)
     return render_study(study, tables, groups=4, title="Four credit schemes, one tiny policy")
