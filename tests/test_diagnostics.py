@@ -53,6 +53,9 @@ def loops(
             if covered:
                 last[step] = plain["process"][i][t]
         channels["process"] += [(i, x) for x in last.values()]
+    numbers["process/steps"] = len(channels["process"]) / len(live) if live else math.nan
+    numbers["process/correct_mean"] = mean([x for i, x in channels["process"] if right[i]])
+    numbers["process/wrong_mean"] = mean([x for i, x in channels["process"] if not right[i]])
     groups = sorted({plain["group"][i] for i in live})
     for name, values in channels.items():
         numbers[f"{name}/raw_mean"] = mean([x for _, x in values])

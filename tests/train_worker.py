@@ -1,6 +1,7 @@
 """Trains a small run again and again in forked children that are killed -9, and resumes it until it is finished.
 
-python tests/train_worker.py FOLDER KILLS SEED [RECIPE]: FOLDER/whole is never killed, FOLDER/killed so many times.
+python tests/train_worker.py FOLDER KILLS SEED [RECIPE[,table.key=value...]]: FOLDER/whole is never killed,
+FOLDER/killed so many times.
 """
 
 import os
@@ -10,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from stepcredit.config import load_config
+from stepcredit.config import load_config, parse_overrides
 from stepcredit.runs.store import RunStore
 from stepcredit.runs.train import resume, start
 
@@ -31,7 +32,8 @@ def attempt(folder: Path, recipe: str) -> int:
         if folder.exists():
             resume(folder)
         else:
-            start(load_config(recipe, SETTINGS), folder)
+            name, *more = recipe.split(",")
+            start(load_config(name, SETTINGS | parse_overrides(more)), folder)
         code = 0
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)

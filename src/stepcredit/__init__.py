@@ -21,7 +21,7 @@ from stepcredit.estimators import (
     GRPOProcess,
     REINFORCEpp,
 )
-from stepcredit.signals import GOPD, OPD, LogRatio
+from stepcredit.signals import GOPD, OPD, Guard, LogRatio
 
 __all__ = [
     "ESTIMATORS",
@@ -38,6 +38,7 @@ __all__ = [
     "DrGRPO",
     "Estimator",
     "GRPOProcess",
+    "Guard",
     "InputError",
     "LogRatio",
     "MissingExtraError",

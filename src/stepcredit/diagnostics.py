@@ -25,6 +25,8 @@ def credit_metrics(
         - ``length``, ``length_correct``, ``length_wrong``: mean response tokens.
         - ``<channel>/raw_mean``, ``<channel>/raw_std``: a reward channel over rollouts, the process signal over its
           steps (without correction).
+        - ``process/correct_mean``, ``process/wrong_mean``: the process signal over the steps of right and of wrong
+          rollouts; ``process/steps``: steps a rollout. A signal that rises while outcomes fall is being gamed.
         - ``<channel>/silent_groups``: the share of groups in which the channel says nothing, all its values being
           equal (or, for the process signal, absent).
         - ``<term>/mean``, ``<term>/std``: a term of the credit, standardized as the scheme does, over tokens.
@@ -45,10 +47,11 @@ def credit_metrics(
     lengths = rows.offsets.diff().double()
     totals = _Totals(process_group, layout.tokens.device)
     totals.add("length", lengths)
+    right: Tensor | None = None
     if batch.rewards is not None or batch.correct is not None:
-        correct = (batch.rewards[live] > 0) if batch.correct is None else batch.correct[live]  # type: ignore[index]
-        totals.add("length_correct", lengths[correct])
-        totals.add("length_wrong", lengths[~correct])
+        right = (batch.rewards[live] > 0) if batch.correct is None else batch.correct[live]  # type: ignore[index]
+        totals.add("length_correct", lengths[right])
+        totals.add("length_wrong", lengths[~right])
     channels: dict[str, tuple[Tensor, Tensor]] = {}  # name -> values, and the live rollout of each
     every = torch.arange(live.numel(), device=live.device)
     for name, x in {
@@ -58,7 +61,12 @@ def credit_metrics(
             channels[name] = x[live].double(), every
     if batch.process_rewards is not None:
         ends = batch.steps.ends
-        channels["process"] = layout.pack(batch.process_rewards)[ends].double(), rows.ids[ends]
+        scores, row = layout.pack(batch.process_rewards)[ends].double(), rows.ids[ends]
+        channels["process"] = scores, row
+        totals.add("process/steps", torch.bincount(row, minlength=live.numel()).double())
+        if right is not None:
+            totals.add("process/correct_mean", scores[right[row]])
+            totals.add("process/wrong_mean", scores[~right[row]])
     groups = Pool.of(batch.group_ids[live], process_group)
     silent = {}
     for name, (values, row) in channels.items():
@@ -79,6 +87,9 @@ def credit_metrics(
     totals.add("rollouts", torch.ones_like(lengths))
     totals.add("excluded_rows", lengths.new_ones(len(batch) - live.numel()))
     return {**_named(totals, list(channels), list(terms)), **silent}
+
+
+_PROCESS = ("process/steps", "process/correct_mean", "process/wrong_mean")
 
 
 class _Totals:
@@ -106,6 +117,7 @@ def _named(totals: _Totals, channels: list[str], terms: list[str]) -> dict[str, 
         **{name: means[name] for name in ("length", "length_correct", "length_wrong") if name in means},
         "mean_abs": means["mean_abs"],
     }
+    numbers |= {name: means[name] for name in _PROCESS if name in means}
     for name in channels:
         numbers[f"{name}/raw_mean"] = means[f"{name}/raw_mean"]
         numbers[f"{name}/raw_std"] = _std(means[f"{name}/raw_mean"], means[f"{name}/raw_square"])

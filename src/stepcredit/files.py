@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -135,6 +136,44 @@ def sync_tree(folder: str | Path) -> None:
         for name in names:
             sync(Path(root, name))
         sync(root)
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder beside the target that takes its name at the end, if all went well.
+
+    Raises:
+        InputError: The target exists, or its parent does not.
+        OSError: The disk refused; nothing is left behind.
+    """
+    check_new_folder(folder)
+    target = Path(folder)
+    made = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        yield made
+        umask = os.umask(0)
+        os.umask(umask)
+        for path in (made, *made.iterdir()):  # what was made private is as readable as any other result
+            path.chmod((0o777 if path is made else 0o666) & ~umask)
+        sync_tree(made)
+        check_new_folder(folder)
+        made.rename(target)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+def check_new_folder(folder: str | Path) -> None:
+    """Refuses, before any work is done, a folder that could not be made.
+
+    Raises:
+        InputError: It exists, or its parent does not.
+    """
+    path = Path(folder)
+    if not str(folder) or path.exists() or path.is_symlink():
+        raise InputError(f"`--out` must name a folder that does not exist yet; got {str(folder)!r}.")
+    if not path.parent.is_dir():
+        raise InputError(f"`--out` must lie in a folder that exists; got {str(folder)!r}.")
 
 
 def parquet_library() -> tuple[Any, Any]:

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from adapters.independent import HighDigits
-from stepcredit import GOPD, GRPO, OPD, PASS, SPRO, GRPOProcess, InputError
+from stepcredit import GRPO, OPD, PASS, SPRO, GRPOProcess, InputError
 from stepcredit.adapters.trl import CreditGRPOTrainer, attach
 from stepcredit.adapters.trl import trainer as adapter
-from trl_trainer import generate, has_line_end, make_model, make_trainer, share_of_even
+from trl_trainer import generate, has_line_end, make_model, make_tokenizer, make_trainer, share_of_even
 
 
 def state(trainer: Any) -> dict[str, Any]:
@@ -176,11 +178,54 @@ def test_refused_by_name(match: str, estimator: Any, options: dict[str, Any], tm
     refused(make_trainer(tmp_path), match, estimator, **options)
 
 
-def test_a_missing_base_is_refused_before_the_teacher_is_touched(tmp_path: Path) -> None:
+def other_words(*, swapped: bool) -> Any:
+    tokenizer = make_tokenizer()
+    if not swapped:  # fewer words
+        return PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "0": 2}, unk_token="<pad>"))
+        )
+    words = {word: {"0": 3, "1": 2}.get(word, i) for word, i in tokenizer.get_vocab().items()}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<pad>")))
+
+
+def test_a_teachers_vocabulary_is_checked_before_it_is_touched(tmp_path: Path) -> None:
     teacher = make_model(seed=1)
-    refused(make_trainer(tmp_path), "`base_model` must be given", PASS(), signal=GOPD(), teacher_model=teacher)
+    options: dict[str, Any] = {"signal": OPD(), "teacher_model": teacher}
+    refused(make_trainer(tmp_path), "`teacher_tokenizer` must be given: no tokenizer is at hand", PASS(), **options)
+    match = "`teacher_model` must read the policy's tokens; got id 2 for '1', which the policy has for '0'"
+    refused(make_trainer(tmp_path), match, PASS(), **options, teacher_tokenizer=other_words(swapped=True))
+    match = "got id 3 for None, which the policy has for '1'"
+    refused(make_trainer(tmp_path), match, PASS(), **options, teacher_tokenizer=other_words(swapped=False))
     assert all(p.requires_grad for p in teacher.parameters())
     assert teacher.training
+
+
+def test_a_teachers_tokenizer_is_found_where_it_came_from(tmp_path: Path) -> None:
+    make_model(seed=1).save_pretrained(tmp_path / "teacher")
+    make_tokenizer().save_pretrained(tmp_path / "teacher")
+    attach(make_trainer(tmp_path), PASS(), signal=OPD(), teacher_model=load(tmp_path / "teacher"))
+    other_words(swapped=True).save_pretrained(tmp_path / "teacher")
+    teacher = load(tmp_path / "teacher")
+    refused(make_trainer(tmp_path), "got id 2 for '1'", PASS(), signal=OPD(), teacher_model=teacher)
+
+
+def load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+class Elsewhere:
+    temperature = 0.5
+
+    def logprobs(self, rollouts: Any) -> list[list[float]]:
+        return [[-1.0] * len(ids) for ids in rollouts.token_ids]
+
+
+def test_a_source_has_to_score_at_the_trainers_temperature(tmp_path: Path) -> None:
+    match = "`teacher_model` must score at the trainer's temperature 1.0; got 0.5"
+    refused(make_trainer(tmp_path), match, PASS(), signal=OPD(), teacher_model=Elsewhere())
+    attach(make_trainer(tmp_path, temperature=0.5), PASS(), signal=OPD(), teacher_model=Elsewhere())
+    match = "must be a model or have `logprobs`; got str"
+    refused(make_trainer(tmp_path), match, PASS(), signal=OPD(), teacher_model="x")
 
 
 def test_two_functions_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -200,13 +245,17 @@ def test_the_class_form_refuses_in_its_constructor(tmp_path: Path) -> None:
         make_trainer(tmp_path, trainer=CreditGRPOTrainer, extra={"estimator": PASS()})
 
 
+def taught() -> dict[str, Any]:
+    return {"signal": OPD(), "teacher_model": make_model(seed=1), "teacher_tokenizer": make_tokenizer()}
+
+
 ATTACHED: dict[str, tuple[Any, Callable[[], dict[str, Any]]]] = {
     "grpo": (GRPO(), dict),
     "grpo, watching the kl": (GRPO(), lambda: {"kl_every": 1}),
     "spro, its own reference": (SPRO(), dict),
     "spro, a reference": (SPRO(), lambda: {"ref_model": make_model(seed=1)}),
     "pass": (PASS(), lambda: {"signal": HighDigits(), "format": ["has_line_end"]}),
-    "grpo-process, a teacher": (GRPOProcess(), lambda: {"signal": OPD(), "teacher_model": make_model(seed=1)}),
+    "grpo-process, a teacher": (GRPOProcess(), taught),
 }
 
 

@@ -18,6 +18,7 @@ from trl_trainer import (
     Witness,
     generate,
     make_model,
+    make_tokenizer,
     make_trainer,
     plain_logprobs,
     share_of_even,
@@ -214,11 +215,16 @@ def test_the_reference_has_no_dropout(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- teacher and base
 
 
+def vouched() -> dict[str, Any]:
+    """Models that come from nowhere read the policy's tokens."""
+    return {"teacher_tokenizer": make_tokenizer(), "base_tokenizer": make_tokenizer()}
+
+
 def test_teacher_and_base_are_scored_at_the_trainers_temperature(tmp_path: Path) -> None:
     teacher, base = make_model(seed=1), make_model(seed=2)
     for temperature in (1.0, 0.5):  # the same models, in one trainer after the other
         trainer = make_trainer(tmp_path, temperature=temperature)
-        steps = watched(trainer, GRPOProcess(), signal=GOPD(), teacher_model=teacher, base_model=base)
+        steps = watched(trainer, GRPOProcess(), signal=GOPD(), teacher_model=teacher, base_model=base, **vouched())
         generate(trainer)
         assert_scored_by(steps[0], "old_logprobs", make_model(), temperature)
         assert_scored_by(steps[0], "teacher_logprobs", make_model(seed=1), temperature)
@@ -228,7 +234,7 @@ def test_teacher_and_base_are_scored_at_the_trainers_temperature(tmp_path: Path)
 def test_a_distillation_signal_trains_the_loops_credit(tmp_path: Path) -> None:
     ledger = Ledger()
     trainer = make_trainer(tmp_path, reward_funcs=ledger.watch(share_of_even))
-    attach(trainer, GRPOProcess(fusion="separate"), signal=OPD(), teacher_model=make_model(seed=1))
+    attach(trainer, GRPOProcess(fusion="separate"), signal=OPD(), teacher_model=make_model(seed=1), **vouched())
     output = generate(trainer)
 
     def expected(generation: Any) -> list[list[float]]:
@@ -247,9 +253,92 @@ def test_a_distillation_signal_trains_the_loops_credit(tmp_path: Path) -> None:
 
 def test_a_lora_teacher_is_scored_with_its_adapter(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
-    steps = watched(trainer, GRPOProcess(), signal=OPD(), teacher_model=lora(True))
+    steps = watched(trainer, GRPOProcess(), signal=OPD(), teacher_model=lora(True), **vouched())
     generate(trainer)
     assert_scored_by(steps[0], "teacher_logprobs", lora(True).eval())
+
+
+def counted_passes(trainer: Any, estimator: Any, **options: Any) -> tuple[list[Any], CreditStep]:
+    """The models that a generation batch is scored by, one entry a forward, and what was seen."""
+    steps = watched(trainer, estimator, **options)
+    passes, scored = [], trainer._get_per_token_logps_and_entropies
+
+    def score(model: Any, *args: Any, **kwargs: Any) -> Any:
+        passes.append(model)
+        return scored(model, *args, **kwargs)
+
+    trainer._get_per_token_logps_and_entropies = score
+    generate(trainer)
+    return passes, steps[0]
+
+
+def test_without_a_base_it_is_the_reference_and_shares_its_pass(tmp_path: Path) -> None:
+    options = {"signal": GOPD(), "teacher_model": make_model(seed=1), "ref_model": make_model(seed=2), **vouched()}
+    passes, step = counted_passes(make_trainer(tmp_path), GRPOProcess(), kl_every=1, **options)
+    assert len(passes) == 3  # policy, teacher, reference
+    assert_scored_by(step, "base_logprobs", make_model(seed=2))
+    assert torch.equal(step.batch.base_logprobs, step.batch.ref_logprobs)
+    passes, step = counted_passes(make_trainer(tmp_path), GRPOProcess(), **{**options, "ref_model": None})
+    assert len(passes) == 3
+    assert_scored_by(step, "base_logprobs", make_model())  # the policy at its start
+
+
+def test_one_object_in_all_roles_is_scored_once(tmp_path: Path) -> None:
+    model = make_model(seed=1)
+    options = {"teacher_model": model, "base_model": model, "ref_model": model, **vouched()}
+    passes, step = counted_passes(make_trainer(tmp_path), GRPOProcess(), signal=GOPD(), kl_every=1, **options)
+    assert len(passes) == 2  # the policy, and it
+    for role in ("teacher", "base", "ref"):
+        assert_scored_by(step, f"{role}_logprobs", make_model(seed=1))
+
+
+class Source:
+    """Log-probs from elsewhere: minus the character's code over 100, and the length of the prompt behind a dot."""
+
+    temperature = 1.0
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def logprobs(self, rollouts: Any) -> list[list[float]]:
+        self.asked.append(rollouts)
+        pairs = zip(rollouts.prompt_ids, rollouts.token_ids, strict=True)
+        return [[-float(token) / 100 - len(prompt) for token in ids] for prompt, ids in pairs]
+
+
+def test_a_source_is_asked_once_for_all_its_roles(tmp_path: Path) -> None:
+    source = Source()
+    trainer = make_trainer(tmp_path)
+    steps = watched(trainer, GRPOProcess(), signal=GOPD(), teacher_model=source, base_model=source)
+    generate(trainer)
+    rollouts, batch = steps[0].rollouts, steps[0].batch
+    assert len(source.asked) == 1
+    assert source.asked[0].offsets is not None
+    assert [len(ids) for ids in rollouts.prompt_ids] == [3] * 8
+    old = [row[: len(ids)] for row, ids in zip(batch.old_logprobs.tolist(), rollouts.token_ids, strict=True)]
+    assert source.asked[0].old_logprobs == old
+    for i, ids in enumerate(rollouts.token_ids):
+        expected = torch.tensor([-token / 100 - 3 for token in ids])
+        assert torch.allclose(batch.teacher_logprobs[i, : len(ids)], expected)
+    assert torch.equal(batch.teacher_logprobs, batch.base_logprobs)
+
+
+def test_steps_are_sums_of_a_distillation_signals_tokens_where_asked(tmp_path: Path) -> None:
+    seen = []
+    for steps in (None, "lines"):
+        trainer = make_trainer(tmp_path)
+        seen.append(watched(trainer, GRPOProcess(), signal=OPD(), teacher_model=Source(), steps=steps))
+        generate(trainer)
+    tokens, lines = (steps[0].batch for steps in seen)
+    assert tokens.step_ids is None
+    for i, text in enumerate(seen[0][0].rollouts.completions):
+        signal = tokens.process_rewards[i].tolist()
+        begin = 0
+        for line in text.splitlines(keepends=True):  # a character is a token, and the end of sequence one more
+            n = len(line) + (begin + len(line) == len(text) < int(tokens.response_mask[i].sum()))
+            whole = lines.process_rewards[i, begin : begin + n].tolist()
+            assert whole == pytest.approx([sum(signal[begin : begin + n])] * n, abs=1e-4)
+            begin += n
 
 
 def test_old_log_probs_are_trls_where_it_has_them(tmp_path: Path) -> None:

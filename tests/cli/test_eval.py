@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from stepcredit.cli import main
-from stepcredit.runs.evaluate import compare, evaluate
+from stepcredit.runs.evaluate import evaluate
+from stepcredit.runs.evaluation import compare
 from stepcredit.runs.tiny import tiny_model, tiny_tokenizer
 from stepcredit.tasks import Arithmetic
 

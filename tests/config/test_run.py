@@ -56,6 +56,13 @@ def test_overrides_come_last():
         ({"estimator": {"type": "pass", "kk": 1}}, "`kk` must be an option of pass"),
         ({"signal": {"type": "task_steps", "x": 1}}, "has no options"),
         ({"credit": {"gspo": True}}, "did you mean gspo_token"),
+        ({"guard": {"ceiling": 0.5}}, "`guard` must come with a signal; got none"),
+        (
+            {"signal": {"type": "task_steps"}, "guard": {"ceil": 0.5}},
+            r"`guard.ceil` must be a key of \[guard\].*ceiling",
+        ),
+        ({"signal": {"type": "task_steps"}, "guard": {"gate": "all"}}, "`gate` must be one of 'none', 'outcome'"),
+        ({"reference": {"name": "x", "url": "http://127.0.0.1:1"}}, "`reference.url` must not be given"),
     ],
 )
 def test_what_is_wrong_is_named(tables, message):

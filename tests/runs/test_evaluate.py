@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from stepcredit.errors import InputError
 from stepcredit.files import write_rows
-from stepcredit.runs.evaluate import Evaluation, Row, compare, evaluate
+from stepcredit.runs.evaluate import evaluate
+from stepcredit.runs.evaluation import Evaluation, Row, compare
 from stepcredit.runs.policies import add_lora
 from stepcredit.runs.statistics import bootstrap_interval, paired_difference
 from stepcredit.runs.tiny import tiny_model, tiny_tokenizer

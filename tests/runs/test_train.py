@@ -28,7 +28,14 @@ def weights(store: RunStore) -> str:
     return hashlib.sha256((store.path / "policy" / "model.safetensors").read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("recipe", ["demo-spro", "demo-pass"])
+REFRESHED = "math-prm-pass,signal.type=refreshed_prm,signal.model=tiny-arithmetic-prm,signal.every=3"
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    ["demo-spro", "demo-pass", "math-prime,signal.learning_rate=1e-3", REFRESHED],
+    ids=["demo-spro", "demo-pass", "math-prime", "refreshed-prm"],
+)
 def test_a_killed_run_ends_as_one_that_lived(tmp_path: Path, recipe: str) -> None:
     worker = Path(__file__).parents[1] / "train_worker.py"
     words = [sys.executable, str(worker), str(tmp_path), "3", "7", recipe]
@@ -86,6 +93,9 @@ def test_a_lora_run_trains_its_adapter_alone(tmp_path: Path) -> None:
         ({"trainer.max_steps": 1}, "`trainer.max_steps` must not be given: the run decides it, by run.steps"),
         ({"run.checkpoint_every": 3, "trainer.steps_per_generation": 8}, "must be a multiple of 4"),
         ({"run.report_to": "paper"}, "`run.report_to` must name trackio, wandb or tensorboard"),
+        ({"trainer.learning_rate": "abc"}, "`trainer.learning_rate` must be float; got 'abc'"),
+        ({"trainer.bf16": 1}, "`trainer.bf16` must be bool; got 1"),
+        ({"trainer.per_device_train_batch_size": 7}, "`trainer` must be settings that TRL's GRPOConfig takes; it says"),
         ({"policy.name": "./nowhere"}, "nowhere"),
         (
             {"signal.type": "task_steps", "task.type": "math", "task.train": "x.jsonl", "evaluation.problems": 0},

@@ -18,7 +18,7 @@ from stepcredit.runs import tiny, warm_start
 from stepcredit.runs.policies import load_policy
 from stepcredit.tasks import Arithmetic
 
-SHIPPED = Path(warm_start.__file__).parent / "tiny_arithmetic"
+SHIPPED = Path(warm_start.__file__).parent / "models" / "tiny_arithmetic"
 TOKENIZER = tiny.tiny_tokenizer()
 tasks = st.builds(Arithmetic, operations=st.integers(1, 25), modulus=st.sampled_from([2, 7, 10, 100, 1000]))
 

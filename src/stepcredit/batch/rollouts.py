@@ -1,6 +1,6 @@
 """Rollouts as text and token ids: what tasks grade and signals score, before anything is a tensor."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -44,6 +44,8 @@ class Rollouts:
         ref_logprobs: The same under the frozen reference policy.
         teacher_logprobs: The same under a distillation teacher.
         base_logprobs: The same under the base model of generalized distillation.
+        prompt_ids: The token ids that the policy was given, its chat template's included. Ragged, any lengths.
+        messages: The chat messages that the prompt was rendered from; None for a prompt that is plain text.
 
     Raises:
         InputError: A field's length is not B, a ragged row's length is not its rollout's token count, or a span
@@ -68,6 +70,8 @@ class Rollouts:
     ref_logprobs: Sequence[Sequence[float]] | None = None
     teacher_logprobs: Sequence[Sequence[float]] | None = None
     base_logprobs: Sequence[Sequence[float]] | None = None
+    prompt_ids: Sequence[Sequence[int]] | None = None
+    messages: Sequence[Sequence[Mapping[str, Any]] | None] | None = None
 
     def __post_init__(self) -> None:
         """Checks every length and span once."""

@@ -16,7 +16,8 @@ import torch
 from stepcredit.config import build_task, parse_overrides
 from stepcredit.errors import InputError
 from stepcredit.files import check_folder, check_target, dump_rows, replacing
-from stepcredit.runs.evaluate import Evaluation, compare, evaluate
+from stepcredit.runs.evaluate import evaluate
+from stepcredit.runs.evaluation import Evaluation, compare
 from stepcredit.runs.policies import load_policy, no_progress_bars
 
 NAME = "eval"

@@ -1,4 +1,4 @@
-"""A small policy from nothing: supervised training on the noisy tutor of the built-in arithmetic task."""
+"""A small policy from nothing: supervised training on a tutor of the built-in arithmetic task."""
 
 import argparse
 import sys
@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from stepcredit.errors import InputError
+from stepcredit.files import check_new_folder
 from stepcredit.tasks import Arithmetic
 
 NAME = "warm-start"
@@ -18,6 +19,9 @@ _LINE_EVERY_S = 5.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to make; it must not exist")
+    parser.add_argument(
+        "--tutor", choices=("noisy", "clean"), default="noisy", help="errs by design (default), or never: for a teacher"
+    )
     parser.add_argument("--operations", type=int, default=10, help="the most operations a problem (default 10)")
     parser.add_argument("--modulus", type=int, default=10, help="totals are taken modulo this (default 10)")
     parser.add_argument("--updates", type=int, default=3000, help="optimizer steps (default 3000)")
@@ -28,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Trains, measures on test problems, and writes the folder whole."""
-    from stepcredit.runs.warm_start import check_new_folder, measure, save_warm_start, warm_start
+    from stepcredit.runs.warm_start import measure, save_warm_start, warm_start
 
     check_new_folder(args.out)
     if args.problems < 1:
@@ -36,14 +40,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     begun = time.perf_counter()
     task = Arithmetic(operations=args.operations, modulus=args.modulus)
     model, tokenizer, report = warm_start(
-        task, updates=args.updates, seed=args.seed, threads=args.threads, progress=_Progress(args.updates)
+        task,
+        tutor=args.tutor,
+        updates=args.updates,
+        seed=args.seed,
+        threads=args.threads,
+        progress=_Progress(args.updates),
     )
     accuracy = []
     for operations in range(min(2, args.operations), args.operations + 1):
         _say(f"measuring on test problems with {operations} operations")
         easier = replace(task, operations=operations)
         accuracy.append(measure(model, tokenizer, easier, problems=args.problems, threads=args.threads))
-    options = ("operations", "modulus", "updates", "seed", "problems", "threads")
+    options = ("tutor", "operations", "modulus", "updates", "seed", "problems", "threads")
     command = " ".join(["stepcredit warm-start --out DIR", *(f"--{name} {getattr(args, name)}" for name in options)])
     digest = save_warm_start(args.out, model, tokenizer, report, accuracy, command=command)
     return {

@@ -9,7 +9,7 @@ from typing import Any
 
 from stepcredit.errors import InputError
 from stepcredit.estimators import ESTIMATORS, Estimator
-from stepcredit.signals import SIGNALS, LogProbSignal, Signal
+from stepcredit.signals import SIGNALS, Signal
 from stepcredit.tasks import TASKS, Task
 
 
@@ -45,11 +45,9 @@ def build_signal(name: str, options: Mapping[str, Any] | None = None) -> Signal:
         GOPD(lam=1.5)
     """
     found = _find("signal", name, SIGNALS)
-    lacks = [part for part in ("name", "unit", "requires") if not hasattr(found, part)]
-    if lacks or not (hasattr(found, "score") or "__call__" in vars(found) or issubclass(found, LogProbSignal)):
-        raise InputError(
-            f"`signal` must name a signal class (name, unit, requires, and score or a call); got {name!r}."
-        )
+    lacks = [part for part in ("name", "unit", "requires", "score") if not hasattr(found, part)]
+    if lacks:
+        raise InputError(f"`signal` must name a signal class; {name!r} lacks {', '.join(lacks)}.")
     made: Signal = _make("signal", name, found, options or {})
     return made
 

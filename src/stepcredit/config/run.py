@@ -10,6 +10,7 @@ from typing import Any, Literal
 from stepcredit.config.build import build_estimator, build_signal, build_task, hint
 from stepcredit.errors import InputError
 from stepcredit.options import Options, option
+from stepcredit.signals import Guard
 
 Table = dict[str, Any]
 TASK_STEPS = "task_steps"
@@ -51,14 +52,18 @@ class Model(Options):
     """The ``[policy]``, ``[teacher]``, ``[base]`` and ``[reference]`` tables.
 
     Attributes:
-        name: A built-in name, a local folder or a hub name.
+        name: A built-in name, a local folder or a hub name; with a url, what the server calls it.
         dtype: The weights' dtype by torch's name; None for what the folder says.
         trust_remote_code: Run code that the model's repository brings along.
+        url: Where the model is served, for a teacher or a base model; None: it is loaded here.
+        token_env: The environment variable that holds the server's bearer token; None: none is sent.
     """
 
     name: str = ""
     dtype: str | None = None
     trust_remote_code: bool = False
+    url: str | None = None
+    token_env: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ class RunConfig:
         task: ``type`` and the task's options.
         estimator: ``type`` and the scheme's options.
         signal: ``type`` and the signal's options, ``steps``: how a text signal's steps are cut; empty: none.
+        guard: Options of the `Guard` between the signal and the credit; empty: none.
         models: The frozen models beside the policy, by role: teacher, base, reference.
         trainer: Fields of TRL's ``GRPOConfig`` by their names there.
         credit: Further arguments of the TRL adapter's `attach`: format_threshold, gspo_token.
@@ -102,6 +108,7 @@ class RunConfig:
     task: Table
     estimator: Table
     signal: Table = field(default_factory=dict)
+    guard: Table = field(default_factory=dict)
     lora: Table = field(default_factory=dict)
     models: dict[str, Model] = field(default_factory=dict)
     trainer: Table = field(default_factory=dict)
@@ -112,7 +119,7 @@ class RunConfig:
         """The settings as the tables of a config file; `resolve` of them gives this config again."""
         tables = {
             "run": asdict(self.run), "policy": {**asdict(self.policy), **({"lora": self.lora} if self.lora else {})},
-            "task": self.task, "signal": self.signal, "estimator": self.estimator,
+            "task": self.task, "signal": self.signal, "guard": self.guard, "estimator": self.estimator,
             **{role: asdict(model) for role, model in self.models.items()},
             "trainer": self.trainer, "credit": self.credit, "evaluation": asdict(self.evaluation),
         }  # fmt: skip
@@ -172,7 +179,7 @@ def recipes() -> list[str]:
 
 def resolve(tables: Mapping[str, Any]) -> RunConfig:
     """Checks tables and makes a config of them; estimator, signal and task are built once to hold their options."""
-    known = ("run", "policy", "task", "signal", "estimator", *_ROLES, "trainer", "credit", "evaluation")
+    known = ("run", "policy", "task", "signal", "guard", "estimator", *_ROLES, "trainer", "credit", "evaluation")
     for name, table in tables.items():
         if name not in known:
             raise InputError(f"`{name}` must be a table of a run's config{hint(name, known)}")
@@ -200,11 +207,18 @@ def resolve(tables: Mapping[str, Any]) -> RunConfig:
             tables["estimator"].get("type"), build_estimator(*typed("estimator", tables["estimator"]))
         ),
         signal=signal,
+        guard=_options(_section("guard", Guard, tables["guard"])) if tables.get("guard") else {},
         models={role: _section(role, Model, tables[role]) for role in _ROLES if role in tables},
         trainer=dict(tables.get("trainer", {})),
         credit=dict(tables.get("credit", {})),
         evaluation=_section("evaluation", Evaluation, tables.get("evaluation", {})),
     )
+    if config.guard and not signal:
+        raise InputError("`guard` must come with a signal; got none in the config.")
+    for role in ("policy", "reference"):
+        served = config.policy if role == "policy" else config.models.get(role, Model())
+        if served.url is not None:
+            raise InputError(f"`{role}.url` must not be given: only a teacher or a base model can be served.")
     for role, model in {"policy": config.policy, **config.models}.items():
         if not model.name:
             raise InputError(f"`{role}.name` must name a model; got an empty name.")
@@ -282,8 +296,12 @@ def typed(kind: str, table: Table) -> tuple[str, Table]:
 
 def _written_out(name: str, made: Any) -> Table:
     """The table of something built, every option with its value, so that a later default cannot change a run."""
+    return {"type": name, **_options(made)}
+
+
+def _options(made: Any) -> Table:
     options = {f.name: getattr(made, f.name) for f in fields(made) if f.init} if is_dataclass(made) else {}
-    return _without_none({"type": name, **options})
+    return _without_none(options)
 
 
 def _without_none(table: Table) -> Table:

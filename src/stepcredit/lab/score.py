@@ -15,7 +15,7 @@ from stepcredit.batch import Credit, RolloutBatch, Rollouts
 from stepcredit.errors import InputError, MissingExtraError, StepCreditWarning
 from stepcredit.estimators import Estimator
 from stepcredit.lab.rollout_files import RolloutFile
-from stepcredit.signals import Signal, TextSignal
+from stepcredit.signals import Signal, TensorSignal, are_token_values
 from stepcredit.signals.spans import project_scores
 from stepcredit.tasks.segmentation import Scheme, segment
 
@@ -106,16 +106,18 @@ def score_rollouts(
     counts: dict[str, int] = {}
     notes = _notes(file, signal)
     scores: Any = file.scores
-    if isinstance(signal, TextSignal):
+    if signal is not None and not isinstance(signal, TensorSignal):
         if rollouts.steps is None:
             rollouts = rollouts.replace(steps=[segment(text, by, marker=marker) for text in rollouts.completions])
         scores = signal.score(rollouts)
-    if scores is not None and (signal is None or isinstance(signal, TextSignal)):
+    if scores is not None and are_token_values(scores):
+        tokens["process_rewards"] = scores
+    elif scores is not None and not isinstance(signal, TensorSignal):
         projected = project_scores(rollouts, scores)
         tokens |= {"process_rewards": projected.process_rewards, "step_ids": projected.step_ids}
         counts = {"uncovered_tokens": projected.uncovered_count, "steps_without_tokens": projected.empty_span_count}
     batch = _packed(rollouts, tokens, file.columns)
-    if signal is not None and not isinstance(signal, TextSignal):
+    if isinstance(signal, TensorSignal):
         batch = signal(batch)
     scored_file = replace(file, rollouts=rollouts)
     return [_score(scored_file, batch, estimator, counts, notes) for estimator in estimators]

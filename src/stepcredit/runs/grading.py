@@ -45,14 +45,22 @@ class TaskGrader:
         return [self._grade(reference, text, self._finished(row)) for reference, text, row in rows]
 
     def counts(self, rollouts: Rollouts) -> Mapping[str, float]:
-        """Sums over the rollouts of what the task knows: right, well formed, finished, unparsed, steps of each kind."""
-        totals: dict[str, float] = dict.fromkeys(("accuracy", "format_ok", "truncated", "unparsed"), 0.0)
+        """Sums over the rollouts of what the task knows: right, well formed, finished, unparsed, steps of each kind.
+
+        ``repeated_lines`` are those that stood in the same completion before: what a policy writes that games a signal.
+        """
+        totals: dict[str, float] = dict.fromkeys(
+            ("accuracy", "format_ok", "truncated", "unparsed", "repeated_lines"), 0.0
+        )
         totals |= dict.fromkeys((f"steps_{kind}" for kind in self.task.kinds), 0.0)
-        for grade, ids in zip(self.grades(rollouts), rollouts.token_ids or [], strict=True):
+        rows = zip(self.grades(rollouts), rollouts.token_ids or [], rollouts.completions, strict=True)
+        for grade, ids, text in rows:
             totals["accuracy"] += grade.outcome
             totals["format_ok"] += grade.format_ok
             totals["truncated"] += not self._finished(ids)
             totals["unparsed"] += not grade.parsed
+            lines = [line for line in text.splitlines() if line.strip()]
+            totals["repeated_lines"] += len(lines) - len(set(lines))
             for kind in grade.kinds:
                 totals[f"steps_{kind}"] += 1
         return totals

@@ -16,7 +16,8 @@ from stepcredit.config.build import hint
 from stepcredit.errors import InputError, MissingExtraError
 from stepcredit.tasks import Task
 
-BUILT_IN = {"tiny-arithmetic": "tiny_arithmetic"}  # name -> folder beside this file
+BUILT_IN = {"tiny-arithmetic": "tiny_arithmetic", "tiny-arithmetic-teacher": "tiny_arithmetic_teacher"}
+BUILT_IN_PRMS = {"tiny-arithmetic-prm": "tiny_arithmetic_prm"}  # names -> folders in `models` beside this file
 
 _ADAPTER = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -80,6 +81,12 @@ def load_policy(
             raise InputError(f"`policy` must be a folder with a model; {name!r} has no config.json.")
         model, tokenizer = _load_whole(name, folder, kind, trust_remote_code)
     return Policy((model if device is None else model.to(device)).eval(), tokenizer, name)
+
+
+def source_of(name: str) -> str:
+    """What loaders of Transformers know a model by: the folder of a built-in one, else the name itself."""
+    folder = (BUILT_IN | BUILT_IN_PRMS).get(name)
+    return name if folder is None else str(files("stepcredit.runs").joinpath("models", folder))
 
 
 def render_prompt(tokenizer: Any, task: Task, prompt: str) -> str | list[dict[str, str]]:
@@ -196,7 +203,7 @@ def no_progress_bars() -> Iterator[None]:
 def _folder(name: str) -> Path | None:
     """The local folder that a name means; None for a hub name."""
     if name in BUILT_IN:
-        return Path(str(files("stepcredit.runs").joinpath(BUILT_IN[name])))
+        return Path(source_of(name))
     path = Path(os.path.expanduser(name))
     if name and path.is_dir():
         return path

@@ -7,20 +7,21 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import GRPOConfig
 
 from stepcredit.adapters.trl import CreditGRPOTrainer
-from stepcredit.config import build_estimator, build_signal, build_task, hint
-from stepcredit.config.run import TASK_STEPS, RunConfig, typed
+from stepcredit.config import build_estimator, build_task, hint
+from stepcredit.config.run import RunConfig, typed
 from stepcredit.errors import InputError, MissingExtraError
 from stepcredit.runs.callbacks import RolloutObserver
 from stepcredit.runs.grading import TaskGrader
 from stepcredit.runs.grouped import GroupedSampler
 from stepcredit.runs.policies import add_lora, load_policy, render_prompt
+from stepcredit.runs.process import model_arguments, signal_arguments
 
 _OURS = {  # GRPOConfig fields that the run itself decides, and what says so
     "output_dir": "by --out",
@@ -52,11 +53,13 @@ def grpo_config(config: RunConfig, folder: str | Path) -> GRPOConfig:
         MissingExtraError: A logger that is not installed.
     """
     names = [f.name for f in dataclasses.fields(GRPOConfig) if f.init]
-    for key in config.trainer:
+    hints = get_type_hints(GRPOConfig)
+    for key, value in config.trainer.items():
         if key in _OURS:
             raise InputError(f"`trainer.{key}` must not be given: the run decides it, {_OURS[key]}.")
         if key not in names:
             raise InputError(f"`trainer.{key}` must be a field of TRL's GRPOConfig{hint(key, names)}")
+        _check_kind(key, value, hints[key])
     loggers = [name.strip() for name in config.run.report_to.split(",") if name.strip()]
     for name in loggers:
         if name not in ("trackio", "wandb", "tensorboard"):
@@ -70,11 +73,15 @@ def grpo_config(config: RunConfig, folder: str | Path) -> GRPOConfig:
         defaults |= {
             "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False,
         }  # fmt: skip
-    settings = GRPOConfig(
-        **(defaults | config.trainer),
-        output_dir=str(folder), max_steps=config.run.steps, seed=config.run.seed, save_strategy="steps",
-        save_steps=config.run.checkpoint_every, logging_steps=1, disable_tqdm=True, report_to=loggers or "none",
-    )  # fmt: skip
+    try:
+        settings = GRPOConfig(
+            **(defaults | config.trainer),
+            output_dir=str(folder), max_steps=config.run.steps, seed=config.run.seed, save_strategy="steps",
+            save_steps=config.run.checkpoint_every, logging_steps=1, disable_tqdm=True, report_to=loggers or "none",
+        )  # fmt: skip
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"`trainer` must be settings that TRL's GRPOConfig takes; it says: {reason}") from error
     period = settings.steps_per_generation * settings.num_iterations
     together = period // math.gcd(period, settings.gradient_accumulation_steps)
     if config.run.checkpoint_every % together:
@@ -83,6 +90,18 @@ def grpo_config(config: RunConfig, folder: str | Path) -> GRPOConfig:
             f"rollouts; got {config.run.checkpoint_every}."
         )
     return settings
+
+
+def _check_kind(key: str, value: Any, kinds: Any) -> None:
+    """Holds a value to its field's annotation where that is of plain kinds; GRPOConfig itself takes anything."""
+    plain = [x for x in get_args(kinds) or (kinds,) if x in (int, float, bool, str)]
+    others = [x for x in get_args(kinds) or (kinds,) if x not in (int, float, bool, str, type(None))]
+    if value is None or not plain or others:
+        return
+    fits = type(value) in plain or (float in plain and type(value) is int)
+    if not fits:
+        wanted = " or ".join(x.__name__ for x in plain)
+        raise InputError(f"`trainer.{key}` must be {wanted}; got {value!r}.")
 
 
 def make_trainer(
@@ -97,7 +116,9 @@ def make_trainer(
 
     set_seed(config.run.seed)
     task = build_task(*typed("task", config.task))
-    policy = _load(config, "policy")
+    policy = load_policy(
+        config.policy.name, dtype=config.policy.dtype, trust_remote_code=config.policy.trust_remote_code
+    )
     model = add_lora(policy.model, config.lora) if config.lora else policy.model
     tokenizer = policy.tokenizer
     examples = task.examples("train", _example_count(config, settings, task.endless), seed=config.run.seed)
@@ -113,15 +134,9 @@ def make_trainer(
     observer = RolloutObserver(
         grader, estimator.type, every=config.run.rollouts_every, kept=config.run.rollouts_kept, last=config.run.steps
     )
-    frozen = {_ARGUMENTS[role]: _load(config, role).model for role in config.models}
-    signal: Any = None
-    cut = "lines"
-    if config.signal:
-        name, options = typed("signal", config.signal)
-        cut = options.pop("steps", cut)
-        signal = grader if name == TASK_STEPS else build_signal(name, options)
-        if name == TASK_STEPS and not task.kinds:
-            raise InputError(f"`signal.type` must not be {TASK_STEPS!r} for {task.name}, which grades no steps.")
+    run_folder = Path(settings.output_dir).parent
+    beside = model_arguments(config, policy, settings.temperature, run_folder)
+    process = signal_arguments(config, policy, grader, run_folder)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func says so of itself
     rollout_func = GroupedSampler() if config.run.sampler == "grouped" else None
@@ -130,19 +145,11 @@ def make_trainer(
         trainer = CreditGRPOTrainer(
             model=model, reward_funcs=[grader.outcome, grader.format], args=settings, train_dataset=data,
             processing_class=tokenizer, callbacks=list(callbacks), rollout_func=rollout_func,
-            estimator=estimator, signal=signal, outcome=["outcome"], format=["format"], steps=cut,
-            on_credit=observer, kl_every=config.run.kl_every, **frozen, **config.credit,
+            estimator=estimator, outcome=["outcome"], format=["format"], on_credit=observer,
+            kl_every=config.run.kl_every, **beside, **process, **config.credit,
         )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     return trainer, observer
-
-
-_ARGUMENTS = {"teacher": "teacher_model", "base": "base_model", "reference": "ref_model"}
-
-
-def _load(config: RunConfig, role: str) -> Any:
-    model = config.policy if role == "policy" else config.models[role]
-    return load_policy(model.name, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
 
 
 def _example_count(config: RunConfig, settings: GRPOConfig, endless: bool) -> int | None:

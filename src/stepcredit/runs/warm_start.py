@@ -5,27 +5,26 @@ The folder written is a standard Hugging Face one with a `PROVENANCE.md` that sa
 
 import hashlib
 import math
-import os
 import random
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch.nn import functional as F
 
 from stepcredit.errors import InputError
-from stepcredit.files import sync_tree
+from stepcredit.files import new_folder
 from stepcredit.runs.evaluate import evaluate
 from stepcredit.runs.policies import no_progress_bars
 from stepcredit.runs.tiny import EOS, POSITIONS, tiny_model, tiny_tokenizer
 from stepcredit.tasks import Arithmetic
+
+Tutor = Literal["noisy", "clean"]
 
 UPDATES, BATCH_SIZE, LEARNING_RATE = 3000, 64, 3e-3
 
@@ -42,6 +41,7 @@ class WarmStartReport:
 
     Attributes:
         task: The task, at its largest number of operations.
+        tutor: Who wrote the solutions.
         batch_size: Solutions an update.
         learning_rate: The highest one.
         seed: Chose the weights at the start, the problems and the tutor's noise.
@@ -52,6 +52,7 @@ class WarmStartReport:
     """
 
     task: Arithmetic
+    tutor: Tutor
     batch_size: int
     learning_rate: float
     seed: int
@@ -91,6 +92,7 @@ class Accuracy:
 def warm_start(
     task: Arithmetic,
     *,
+    tutor: Tutor = "noisy",
     updates: int = UPDATES,
     batch_size: int = BATCH_SIZE,
     learning_rate: float = LEARNING_RATE,
@@ -98,7 +100,7 @@ def warm_start(
     threads: int = 1,
     progress: Callable[[int, float], None] | None = None,
 ) -> tuple[Any, Any, WarmStartReport]:
-    """Trains `tiny_model` on the noisy tutor's solutions; the loss is on the completion and its end alone.
+    """Trains `tiny_model` on a tutor's solutions; the loss is on the completion and its end alone.
 
     AdamW (betas 0.9 and 0.98, weight decay 0.01), gradients clipped to norm 1. The learning rate rises over 50
     updates, then falls in a line to 5 %. The number of operations is uniform from 2 to ``task.operations``; the
@@ -107,6 +109,7 @@ def warm_start(
 
     Args:
         task: The task at its largest number of operations.
+        tutor: "noisy" errs often (a policy to be trained further); "clean" never does (a teacher).
         updates: Optimizer steps.
         batch_size: Solutions an update.
         learning_rate: The highest one.
@@ -135,6 +138,8 @@ def warm_start(
             raise InputError(f"`{name}` must be at least {low}; got {value}.")
     if not 0.0 < learning_rate < math.inf:
         raise InputError(f"`learning_rate` must be a positive number; got {learning_rate}.")
+    if tutor not in get_args(Tutor):
+        raise InputError(f"`tutor` must be noisy or clean; got {tutor!r}.")
     if seed < 0:
         raise InputError(f"`seed` must not be negative; got {seed}.")
     begun = time.perf_counter()
@@ -142,7 +147,7 @@ def warm_start(
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     losses, tokens = [], 0
     with _threads(threads):
-        for update, rows in enumerate(_batches(task, tokenizer, batch_size, updates, seed)):
+        for update, rows in enumerate(_batches(task, tutor, tokenizer, batch_size, updates, seed)):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * _rate(update, updates)
             count = sum(len(completion) for _, completion in rows)
@@ -156,7 +161,7 @@ def warm_start(
             if progress is not None:
                 progress(update + 1, losses[-1])
     seconds = time.perf_counter() - begun
-    report = WarmStartReport(task, batch_size, learning_rate, seed, threads, tuple(losses), tokens, seconds)
+    report = WarmStartReport(task, tutor, batch_size, learning_rate, seed, threads, tuple(losses), tokens, seconds)
     return model.eval(), tokenizer, report
 
 
@@ -210,45 +215,19 @@ def save_warm_start(
         InputError: The folder exists, or its parent does not.
         OSError: The disk refused; nothing is left behind.
     """
-    check_new_folder(folder)
-    target = Path(folder)
-    made = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
+    with new_folder(folder) as made:
         with no_progress_bars():
             model.save_pretrained(made)
         tokenizer.save_pretrained(made)
         digest = hashlib.sha256((made / "model.safetensors").read_bytes()).hexdigest()
         (made / "PROVENANCE.md").write_text(_provenance(report, accuracy, digest, model.num_parameters(), command))
-        umask = os.umask(0)
-        os.umask(umask)
-        for path in (made, *made.iterdir()):  # what was made private is as readable as any other result
-            path.chmod((0o777 if path is made else 0o666) & ~umask)
-        sync_tree(made)
-        check_new_folder(folder)
-        made.rename(target)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
     return digest
-
-
-def check_new_folder(folder: str | Path) -> None:
-    """Refuses, before any work is done, a folder that could not be made.
-
-    Raises:
-        InputError: It exists, or its parent does not.
-    """
-    path = Path(folder)
-    if not str(folder) or path.exists() or path.is_symlink():
-        raise InputError(f"`--out` must name a folder that does not exist yet; got {str(folder)!r}.")
-    if not path.parent.is_dir():
-        raise InputError(f"`--out` must lie in a folder that exists; got {str(folder)!r}.")
 
 
 Row = tuple[list[int], list[int]]  # the ids of a prompt and of its completion
 
 
-def _batches(task: Arithmetic, tokenizer: Any, size: int, updates: int, seed: int) -> Iterator[list[Row]]:
+def _batches(task: Arithmetic, tutor: Tutor, tokenizer: Any, size: int, updates: int, seed: int) -> Iterator[list[Row]]:
     """Tutor solutions of random problems, each batch sorted by length."""
     rng = random.Random(seed)  # noqa: S311 - reproducible sampling, no secret
     number = _FIRST_PROBLEM * (1 + seed)
@@ -258,7 +237,8 @@ def _batches(task: Arithmetic, tokenizer: Any, size: int, updates: int, seed: in
             drawn = replace(task, operations=rng.randint(min(2, task.operations), task.operations))
             problem = drawn.problem(number)
             prompts.append(problem.prompt + "\n")
-            completions.append(drawn.sample_solution(problem, number) + EOS)
+            text = drawn.sample_solution(problem, number) if tutor == "noisy" else drawn.solution(problem)
+            completions.append(text + EOS)
             number += 1
         left = tokenizer(prompts)["input_ids"]
         right = tokenizer(completions, add_special_tokens=False)["input_ids"]
@@ -300,6 +280,12 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+_PURPOSES = {
+    "noisy": "The tutor errs often, by design, so that reinforcement learning has\nsomething to gain.",
+    "clean": "The tutor never errs: this is a teacher for others to be\ndistilled from.",
+}
+
+
 def _provenance(
     report: WarmStartReport, accuracy: Sequence[Accuracy], digest: str, parameters: int, command: str
 ) -> str:
@@ -312,9 +298,8 @@ def _provenance(
     return f"""# Where this policy comes from
 
 A Llama-type causal language model of {parameters:,} parameters (float32) and its tokenizer, trained from random
-weights on text that the package generates: a noisy tutor's solutions of the built-in arithmetic task, 2 to
-{task.operations} operations modulo {task.modulus}. The tutor errs often, by design, so that reinforcement learning has
-something to gain.
+weights on text that the package generates: a {report.tutor} tutor's solutions of the built-in arithmetic task, 2 to
+{task.operations} operations modulo {task.modulus}. {_PURPOSES[report.tutor]}
 
     {command}
 

@@ -1,13 +1,22 @@
 """Process signals: what says which steps or tokens deserve the credit, and how texts reach the policy's tokens."""
 
 from stepcredit.signals.calculator import Calculator
+from stepcredit.signals.guard import Guard
+from stepcredit.signals.implicit import ImplicitPRM
 from stepcredit.signals.log_prob import GOPD, OPD, LogProbSignal, LogRatio
 from stepcredit.signals.offsets import token_offsets
 from stepcredit.signals.prm import PRM
-from stepcredit.signals.protocol import Signal, TensorSignal, TextSignal
+from stepcredit.signals.prm.refreshed import RefreshedPRM
+from stepcredit.signals.protocol import LearningSignal, LogProbSource, Scores, Signal, TensorSignal
+from stepcredit.signals.remote import RemotePRM, RemoteTeacher
+from stepcredit.signals.scores import are_token_values, place_scores, place_steps
+from stepcredit.signals.scripted import Scripted
 from stepcredit.signals.spans import ProjectedScores, Projection, project, project_scores, token_spans
 
-SIGNALS: dict[str, type[Signal]] = {signal.name: signal for signal in (Calculator, PRM, OPD, GOPD, LogRatio)}
+SIGNALS: dict[str, type[Signal]] = {
+    signal.name: signal
+    for signal in (Scripted, Calculator, PRM, RefreshedPRM, RemotePRM, ImplicitPRM, OPD, GOPD, LogRatio)
+}
 """The built-in signals by the name that configs and the command line use."""
 
 __all__ = [
@@ -16,13 +25,24 @@ __all__ = [
     "PRM",
     "SIGNALS",
     "Calculator",
+    "Guard",
+    "ImplicitPRM",
+    "LearningSignal",
     "LogProbSignal",
+    "LogProbSource",
     "LogRatio",
     "ProjectedScores",
     "Projection",
+    "RefreshedPRM",
+    "RemotePRM",
+    "RemoteTeacher",
+    "Scores",
+    "Scripted",
     "Signal",
     "TensorSignal",
-    "TextSignal",
+    "are_token_values",
+    "place_scores",
+    "place_steps",
     "project",
     "project_scores",
     "token_offsets",

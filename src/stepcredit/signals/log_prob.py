@@ -7,10 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from stepcredit.batch import RolloutBatch
+from stepcredit.batch import RolloutBatch, Rollouts
 from stepcredit.errors import InputError
 from stepcredit.ops import logprobs
 from stepcredit.options import Options
+from stepcredit.signals.scores import with_token_signal
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class LogProbSignal(Options, ABC):
     Attributes:
         name: What configs and the command line call it.
         unit: What its numbers are.
-        requires: The batch fields that it reads.
+        requires: The fields of the batch, or of the rollouts, that it reads.
     """
 
     name: ClassVar[str]
@@ -35,19 +36,27 @@ class LogProbSignal(Options, ABC):
         """
         if not isinstance(batch, RolloutBatch):
             raise InputError(f"`batch` must be a RolloutBatch; got {type(batch).__name__}.")
-        for field in sorted(self.requires):
-            if getattr(batch, field) is None:
-                raise InputError(f"`{field}` must be in the batch for {type(self).__name__}; got None.")
-        layout, steps = batch.layout, batch.steps
-        read = {field: layout.pack(getattr(batch, field)).double() for field in self.requires}
-        signal = self.token_signal(**read)
-        if batch.step_ids is not None:
-            inside = steps.of_token >= 0
-            sums = signal.new_zeros(steps.ends.numel()).index_add_(0, steps.of_token[inside], signal[inside])
-            signal = steps.spread(sums)
+        self._check(batch, "batch")
+        read = {field: batch.layout.pack(getattr(batch, field)).double() for field in self.requires}
         wide = any(getattr(batch, field).dtype == torch.float64 for field in self.requires)
-        dtype = torch.float64 if wide else torch.float32
-        return batch.replace(process_rewards=layout.unpack(signal, fill=0.0, out=layout.empty(dtype)))
+        return with_token_signal(batch, self.token_signal(**read), torch.float64 if wide else torch.float32)
+
+    def score(self, rollouts: Rollouts) -> list[list[float]]:
+        """The signal of each completion token.
+
+        Raises:
+            InputError: A log-probability field that the signal reads is missing.
+        """
+        self._check(rollouts, "rollouts")
+        fields = sorted(self.requires)
+        rows = zip(*(getattr(rollouts, field) for field in fields), strict=True)
+        read = ((torch.tensor(x, dtype=torch.float64) for x in row) for row in rows)
+        return [self.token_signal(**dict(zip(fields, row, strict=True))).tolist() for row in read]
+
+    def _check(self, source: RolloutBatch | Rollouts, name: str) -> None:
+        for field in sorted(self.requires):
+            if getattr(source, field) is None:
+                raise InputError(f"`{field}` must be in the {name} for {type(self).__name__}; got None.")
 
     @abstractmethod
     def token_signal(self, **fields: Tensor) -> Tensor:

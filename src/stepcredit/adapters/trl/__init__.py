@@ -4,6 +4,7 @@ Two methods of `GRPOTrainer` are overridden thinly, one to capture the rewards a
 loss is TRL's. What TRL's loss cannot carry token by token is refused when the trainer is made.
 """
 
-from stepcredit.adapters.trl.trainer import CreditGRPOTrainer, CreditStep, attach
+from stepcredit.adapters.trl.crediting import CreditStep
+from stepcredit.adapters.trl.trainer import CreditGRPOTrainer, attach
 
 __all__ = ["CreditGRPOTrainer", "CreditStep", "attach"]

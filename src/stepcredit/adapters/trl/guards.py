@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from stepcredit.errors import InputError
+from stepcredit.signals import LogProbSource
+from stepcredit.signals.vocabulary import vocabulary_difference
 
 _SEQUENCE_LEVEL_IS_DETACHED = ("cispo", "vespo")
 _CURE = "Use TRL's own loss, or one that weighs each token's log-probability by that token's advantage."
@@ -45,6 +48,43 @@ def refuse(trainer: Any, *, gspo_token: bool, trl_version: str) -> None:
         raise InputError(
             f"`gspo_token` must be False with importance_sampling_level {level!r}; got True. Set the level to "
             "'sequence' for GSPO's token-level form."
+        )
+
+
+def check_tokens(trainer: Any, role: str, model: Any, tokenizer: Any) -> None:
+    """Refuses a model beside the policy that would read other tokens, or read them at another temperature.
+
+    Args:
+        trainer: The trainer.
+        role: "teacher" or "base".
+        model: A causal LM, or a `LogProbSource`.
+        tokenizer: The model's; None: read from where the model came from.
+
+    Raises:
+        InputError: The vocabularies differ, the model's cannot be found, or a source has another temperature.
+    """
+    if not isinstance(model, torch.nn.Module):
+        if not isinstance(model, LogProbSource):
+            raise InputError(f"`{role}_model` must be a model or have `logprobs`; got {type(model).__name__}.")
+        at = getattr(model, "temperature", 1.0)
+        if at != trainer.temperature:
+            raise InputError(f"`{role}_model` must score at the trainer's temperature {trainer.temperature}; got {at}.")
+        return
+    if tokenizer is None:
+        source = getattr(model, "name_or_path", "")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True) if source else None
+        except (OSError, ValueError):
+            tokenizer = None
+    if tokenizer is None:
+        raise InputError(
+            f"`{role}_tokenizer` must be given: no tokenizer is at hand where the {role} came from; got None."
+        )
+    difference = vocabulary_difference(trainer.processing_class, tokenizer)
+    if difference is not None:
+        raise InputError(
+            f"`{role}_model` must read the policy's tokens; got {difference}. Pass a `CausalLM` with both tokenizers, "
+            "which compares what they share."
         )
 
 

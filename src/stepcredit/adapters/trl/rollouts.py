@@ -1,4 +1,4 @@
-"""From what TRL's trainer holds after generation to `RolloutBatch` and `Rollouts`."""
+"""From what TRL's trainer holds after generation to `Rollouts`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepcredit.batch import RolloutBatch, Rollouts, ScoredSpan, Span
+from stepcredit.batch import Rollouts, Span
 from stepcredit.signals.offsets import token_offsets
-from stepcredit.signals.spans import project_scores
 
 Cut = Callable[[str], Sequence[Span]]
 
@@ -40,6 +39,8 @@ def text_rollouts(
     *,
     cut: Cut | None,
     reference: str,
+    offsets: bool = False,
+    prompt_ids: Sequence[Sequence[int]] | None = None,
 ) -> Rollouts:
     """The rollouts as text, with offsets and steps where a text signal needs them.
 
@@ -51,12 +52,15 @@ def text_rollouts(
         mask: The tokens that are trained on. Shape: [batch, time].
         groups: Shape: [batch].
         tokenizer: The policy's.
-        cut: Cuts a completion into steps; None leaves offsets and steps out.
+        cut: Cuts a completion into steps; None leaves steps out.
         reference: The column of the gold answer; left out where the data set has none.
+        offsets: Whether the tokens' characters are asked for without steps, too.
+        prompt_ids: What the policy was given.
     """
     ids = [list(map(int, row)) for row in completion_ids]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     references = [row.get(reference) for row in inputs]
+    pairs = list(zip(ids, texts, strict=True))
     return Rollouts(
         [prompt_text(row.get("prompt", "")) for row in inputs],
         texts,
@@ -64,8 +68,10 @@ def text_rollouts(
         token_ids=ids,
         response_mask=[kept[: len(row)] for kept, row in zip(mask.tolist(), ids, strict=True)],
         references=[str(x) for x in references] if all(x is not None for x in references) else None,
-        offsets=[token_offsets(tokenizer, row, text) for row, text in zip(ids, texts, strict=True)] if cut else None,
+        offsets=[token_offsets(tokenizer, row, text) for row, text in pairs] if cut or offsets else None,
         steps=[cut(text) for text in texts] if cut else None,
+        prompt_ids=prompt_ids,
+        messages=[_chat(row.get("prompt")) for row in inputs],
     )
 
 
@@ -83,12 +89,5 @@ def prompt_text(prompt: Any) -> str:
     return "".join(str(part.get("text", "")) for part in parts)
 
 
-def with_scores(batch: RolloutBatch, rollouts: Rollouts, scores: Sequence[Sequence[ScoredSpan]]) -> RolloutBatch:
-    """The batch with a text signal's scores on its tokens."""
-    projected = project_scores(rollouts, scores)
-    like = batch.response_mask
-    process, steps = torch.zeros(like.shape), torch.full(like.shape, -1)
-    for i, (row, ids) in enumerate(zip(projected.process_rewards, projected.step_ids, strict=True)):
-        process[i, : len(row)] = torch.tensor(row)
-        steps[i, : len(ids)] = torch.tensor(ids)
-    return batch.replace(process_rewards=process.to(like.device), step_ids=steps.to(like.device))
+def _chat(prompt: Any) -> list[dict[str, Any]] | None:
+    return None if prompt is None or isinstance(prompt, str) else list(prompt)

@@ -1,25 +1,21 @@
 """The trainer with token-level credit: as a class, and attached to a trainer that exists."""
 
 import inspect
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from stepcredit.adapters.trl import guards
+from stepcredit.adapters.trl import guards, learning
 from stepcredit.adapters.trl.channels import Channels
-from stepcredit.adapters.trl.models import Start, frozen, reference_logprobs, reference_model, token_logprobs
-from stepcredit.adapters.trl.rollouts import Cut, group_ids, loss_mask, text_rollouts, with_scores
-from stepcredit.batch import Credit, RolloutBatch, Rollouts
-from stepcredit.diagnostics import credit_metrics
+from stepcredit.adapters.trl.crediting import Observer, Settings, gspo_old_logprobs, with_credit
+from stepcredit.adapters.trl.models import frozen, reference_model
+from stepcredit.adapters.trl.rollouts import Cut
 from stepcredit.errors import InputError, MissingExtraError
 from stepcredit.estimators import Estimator
-from stepcredit.signals import Signal, TextSignal
+from stepcredit.signals import Guard, LearningSignal, LogProbSource, Signal
 from stepcredit.tasks.segmentation import SCHEMES, segment
 
 try:
@@ -27,49 +23,13 @@ try:
 except ImportError:
     raise MissingExtraError("trl", "trl", "train with TRL") from None
 
-_LOGPROBS = ("old_logprobs", "ref_logprobs", "teacher_logprobs", "base_logprobs")
-
-
-@dataclass(frozen=True, eq=False)
-class CreditStep:
-    """What an observer sees of one generation batch: the very tensors that train.
-
-    Attributes:
-        step: The trainer's global step.
-        mode: "train" or "eval".
-        rollouts: This rank's rollouts as text; offsets and steps only where a text signal is scored.
-        batch: This rank's rollouts as tensors.
-        credit: This rank's credit.
-    """
-
-    step: int
-    mode: str
-    rollouts: Rollouts
-    batch: RolloutBatch
-    credit: Credit
-
-
-Observer = Callable[[CreditStep], Mapping[str, float] | None]
-
-
-@dataclass(frozen=True, eq=False)
-class _Settings:
-    estimator: Estimator
-    signal: Signal | None
-    channels: Channels
-    cut: Cut
-    reference: str
-    needs: frozenset[str]
-    models: dict[str, nn.Module | Start | None]
-    gspo_token: bool
-    on_credit: Observer | None
-    kl_every: int
+_LOGPROBS = {"old_logprobs", "ref_logprobs", "teacher_logprobs", "base_logprobs"}
 
 
 class _CreditMixin:
     """The overrides; everything else is the trainer's."""
 
-    _credit: _Settings | None = None
+    _credit: Settings | None = None
     _captured: tuple[Any, ...] | None = None
     _gspo_inputs: dict[str, Any] | None = None
 
@@ -85,7 +45,7 @@ class _CreditMixin:
         captured, self._captured = self._captured, None
         if self._credit is None:  # still in the constructor
             return output
-        return _with_credit(self, output, *captured)
+        return with_credit(self, output, *captured)
 
     def _compute_loss(self: Any, model: Any, inputs: Any) -> Any:
         if self._credit is None or not self._credit.gspo_token:
@@ -105,7 +65,21 @@ class _CreditMixin:
 
     def _see_logprobs(self, logprobs: Tensor) -> None:
         if self._gspo_inputs is not None:
-            _gspo_old_logprobs(self._gspo_inputs, logprobs)
+            gspo_old_logprobs(self._gspo_inputs, logprobs)
+
+    def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        if self._learns() and self.args.should_save:
+            folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+            learning.save_state(self._credit.signal, folder)
+
+    def _load_optimizer_and_scheduler(self: Any, checkpoint: Any) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if self._learns() and checkpoint is not None:
+            learning.load_state(self._credit.signal, checkpoint)
+
+    def _learns(self) -> bool:
+        return self._credit is not None and isinstance(self._credit.signal, LearningSignal)
 
 
 class CreditGRPOTrainer(_CreditMixin, GRPOTrainer):  # type: ignore[misc]
@@ -129,14 +103,17 @@ def attach(
     estimator: Estimator,
     *,
     signal: Signal | None = None,
+    guard: Guard | None = None,
     outcome: Sequence[str] | None = None,
     format: Sequence[str] = (),
     format_threshold: float | None = None,
-    steps: str | Cut = "lines",
+    steps: str | Cut | None = None,
     reference: str = "reference",
     ref_model: nn.Module | None = None,
-    teacher_model: nn.Module | None = None,
-    base_model: nn.Module | None = None,
+    teacher_model: nn.Module | LogProbSource | None = None,
+    base_model: nn.Module | LogProbSource | None = None,
+    teacher_tokenizer: Any = None,
+    base_tokenizer: Any = None,
     gspo_token: bool = False,
     on_credit: Observer | None = None,
     kl_every: int = 0,
@@ -146,18 +123,26 @@ def attach(
     Args:
         trainer: The trainer, as made.
         estimator: The scheme.
-        signal: The process signal: a text signal (scores the steps of the completions) or a tensor signal.
+        signal: The process signal. One that learns does so on every training batch, and its state is saved and loaded
+            with the trainer's checkpoints.
+        guard: Changes the signal's scores before they become credit.
         outcome: The names of the reward functions that are the outcome; by default all but those in ``format``.
         format: The names of those that reward the form. The others are `extra_rewards`. The trainer's
             `reward_weights` apply inside a channel.
         format_threshold: A rollout keeps the format where every format function gives at least this much; needed when
             they give other values than 0 and 1.
-        steps: How a text signal's steps are cut: a scheme of `stepcredit.tasks.segmentation`, or text -> spans.
+        steps: How the steps are cut that a signal scores, or over which one of tokens is summed: a scheme of
+            `stepcredit.tasks.segmentation`, or text -> spans. By default lines are scored, and values of tokens stay.
         reference: The data set's column of gold answers, for text signals that read them.
         ref_model: The reference, a causal LM. By default the policy as it stands now, where one is needed: a copy, or
             a LoRA policy with its adapter as it is now (off, if it has not been trained).
-        teacher_model: The teacher of a distillation signal, a causal LM over the policy's vocabulary.
-        base_model: The base model of generalized distillation, likewise.
+        teacher_model: The teacher of a distillation signal: a causal LM over the policy's vocabulary, scored by the
+            trainer's own forward, or a `LogProbSource` (another tokenizer, a server). Roles that are given one and
+            the same object share its pass.
+        base_model: The base model of generalized distillation, likewise; by default the reference.
+        teacher_tokenizer: The teacher's, which must have the policy's vocabulary; by default it is read from where
+            the model came from. Pass the policy's own to vouch for a model that came from nowhere.
+        base_tokenizer: The base model's, likewise.
         gspo_token: With importance_sampling_level="sequence": GSPO's token-level form, whose ratio has the sequence's
             value and the token's gradient.
         on_credit: Called with every `CreditStep`; the numbers it returns are logged with the trainer's. In a
@@ -184,28 +169,42 @@ def attach(
     reads = estimator.requires | (signal.requires if signal is not None else frozenset())
     if "process_rewards" in estimator.requires and signal is None:
         raise InputError(f"`signal` must be given for {type(estimator).__name__}, which reads one; got None.")
-    for role, model in (("teacher", teacher_model), ("base", base_model)):
-        if f"{role}_logprobs" in reads and model is None:
-            raise InputError(f"`{role}_model` must be given: {role}_logprobs are read; got None.")
-    cut, kind = _cut(steps), type(trainer)
-    models: dict[str, nn.Module | Start | None] = {}
+    if "teacher_logprobs" in reads and teacher_model is None:
+        raise InputError("`teacher_model` must be given: teacher_logprobs are read; got None.")
+    if guard is not None and signal is None:
+        raise InputError("`guard` must come with a signal; got none.")
+    models: dict[str, Any] = {"teacher": teacher_model, "base": base_model}
+    models = {role: x for role, x in models.items() if x is not None and f"{role}_logprobs" in reads}
+    for role, tokenizer in (("teacher", teacher_tokenizer), ("base", base_tokenizer)):
+        if role in models:
+            guards.check_tokens(trainer, role, models[role], tokenizer)
+    cut, kind = _cut("lines" if steps is None else steps), type(trainer)
     if not issubclass(kind, _CreditMixin):
         trainer.__class__ = type(f"Credit{kind.__name__}", (_CreditMixin, kind), {"__doc__": kind.__doc__})
-    trainer._credit = _Settings(
-        estimator, signal, channels, cut, reference, reads & set(_LOGPROBS), models, gspo_token, on_credit, kl_every
-    )
+    trainer._credit = Settings(
+        estimator, signal, guard, channels, cut, steps is not None, reference, reads & _LOGPROBS, models, gspo_token,
+        on_credit, kl_every,
+    )  # fmt: skip
     try:
         guards.probe(trainer)
-        if "ref_logprobs" in reads or kl_every:  # no model is touched before the loss is known to be right
-            models["ref"] = reference_model(trainer) if ref_model is None else frozen(trainer, ref_model)
-        for role, model in (("teacher", teacher_model), ("base", base_model)):
-            if f"{role}_logprobs" in reads and model is not None:
-                models[role] = frozen(trainer, model)
+        _ready(trainer, models, reads, ref_model)  # no model is touched before the loss is known to be right
     except BaseException:
         del trainer._credit
         trainer.__class__ = kind
         raise
     return trainer
+
+
+def _ready(trainer: Any, models: dict[str, Any], reads: frozenset[str], ref_model: nn.Module | None) -> None:
+    """Freezes the models in place, each once, and adds the reference where something reads it."""
+    if "ref_logprobs" in reads or trainer._credit.kl_every or ("base_logprobs" in reads and "base" not in models):
+        models["ref"] = reference_model(trainer) if ref_model is None else ref_model
+    made: dict[int, Any] = {}
+    for role, model in models.items():
+        if isinstance(model, nn.Module):
+            if id(model) not in made:
+                made[id(model)] = model if role == "ref" and ref_model is None else frozen(trainer, model)
+            models[role] = made[id(model)]
 
 
 def _cut(steps: str | Cut) -> Cut:
@@ -214,85 +213,3 @@ def _cut(steps: str | Cut) -> Cut:
     if steps not in SCHEMES or steps == "marker":
         raise InputError(f"`steps` must be lines, paragraphs, sentences or text -> spans; got {steps!r}.")
     return lambda text: segment(text, steps)  # type: ignore[arg-type]
-
-
-def _with_credit(
-    trainer: Any, output: dict[str, Any], inputs: Any, completion_ids: Any, rewards: Tensor
-) -> dict[str, Any]:
-    """TRL's batch with the estimator's advantages in place of its own."""
-    credit = trainer._credit
-    mode = "train" if trainer.model.training else "eval"
-    metrics = trainer._metrics[mode]
-    n_rows, rank = output["completion_ids"].shape[0], trainer.accelerator.process_index
-    group = dist.group.WORLD if trainer.accelerator.num_processes > 1 else None
-    generations = trainer.num_generations if mode == "train" else trainer.num_generations_eval
-    updates = trainer.args.steps_per_generation * trainer.num_iterations // trainer.args.gradient_accumulation_steps
-    batch_index = trainer.state.global_step // max(updates, 1)  # by the step, which a resumed run knows
-    watch_kl = credit.kl_every and batch_index % credit.kl_every == 0
-    reads = credit.needs | ({"old_logprobs", "ref_logprobs"} if watch_kl else frozenset())
-    logprobs = _logprobs(trainer, output, reads)
-
-    begun = time.perf_counter()
-    mask = loss_mask(output)
-    groups = group_ids(n_rows, generations, rank, mask.device)
-    local = rewards[rank * n_rows : (rank + 1) * n_rows].to(mask.device)
-    fields: dict[str, Any] = credit.channels.fields(local, trainer.reward_weights.to(mask.device))
-    batch = RolloutBatch(mask, groups, **fields, **logprobs)
-    textual = isinstance(credit.signal, TextSignal)
-    rollouts = text_rollouts(
-        inputs, completion_ids, mask, groups, trainer.processing_class,
-        cut=credit.cut if textual else None, reference=credit.reference,
-    )  # fmt: skip
-    if textual:
-        batch = with_scores(batch, rollouts, credit.signal.score(rollouts))
-    elif credit.signal is not None:
-        batch = credit.signal(batch)
-    assigned = credit.estimator(batch, process_group=group)
-    output["advantages"] = assigned.advantages.to(output["advantages"].dtype)
-    _log_advantages(trainer, output["advantages"], mask)
-    for name, value in credit_metrics(batch, assigned, process_group=group).items():
-        metrics[f"credit/{name}"].append(value)
-    if credit.on_credit is not None:
-        seen = credit.on_credit(CreditStep(trainer.state.global_step, mode, rollouts, batch, assigned)) or {}
-        for name, value in seen.items():
-            metrics[name].append(value)
-    metrics["credit/seconds"].append(time.perf_counter() - begun)
-    return output
-
-
-def _logprobs(trainer: Any, output: dict[str, Any], reads: frozenset[str]) -> dict[str, Any]:
-    """The log-probabilities that are read, under the trainer's own forward: never the sampler's."""
-    found: dict[str, Any] = {}
-    for name in sorted(reads):
-        role = name.removesuffix("_logprobs")
-        if role == "ref":
-            found[name] = reference_logprobs(trainer, trainer._credit.models["ref"], output)
-        elif role == "old":
-            old = output.get("old_per_token_logps")
-            found[name] = token_logprobs(trainer, trainer.model, output) if old is None else old.detach()
-        else:
-            found[name] = token_logprobs(trainer, trainer._credit.models[role], output)
-    return found
-
-
-def _gspo_old_logprobs(inputs: dict[str, Any], logprobs: Tensor) -> None:
-    """Old log-probs under which the token ratio is s_i pi / sg[pi]: GSPO-token through the token-level loss.
-
-    Reference: GSPO, arXiv 2507.18071, eq. 14: s_i = (pi / pi_old)^(1 / length), the gradient the token's own.
-    """
-    old = inputs.get("old_per_token_logps")
-    old = logprobs if old is None else old
-    mask = loss_mask(inputs)
-    log_s = torch.where(mask, logprobs - old, 0).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
-    inputs.setdefault("sampling_per_token_logps", old)  # the off-policy mask keeps seeing the true old policy
-    inputs["old_per_token_logps"] = logprobs - log_s
-
-
-def _log_advantages(trainer: Any, advantages: Tensor, mask: Tensor) -> None:
-    """The rollouts' mean credit a token in the place of the advantages that TRL would have logged."""
-    means = advantages.sum(1) / mask.sum(1).clamp(min=1)
-    everyone = trainer.accelerator.gather(means).tolist()
-    logged = trainer._logs["advantages"]
-    for _ in range(min(len(everyone), len(logged))):
-        logged.pop()
-    logged.extend(everyone)
