@@ -2,6 +2,8 @@
 
 from stepcredit.tasks.arithmetic import Arithmetic, Problem
 from stepcredit.tasks.grading import Grade
+from stepcredit.tasks.labeled_files import LabeledData, read_labeled_steps
+from stepcredit.tasks.labeled_steps import LabeledSteps, labeled_rows, split_groups
 from stepcredit.tasks.math_answers import AnswerGrader, FinalAnswer, final_answer
 from stepcredit.tasks.math_problems import MathProblem, gsm8k_solutions, load_problems
 from stepcredit.tasks.mathematics import Mathematics
@@ -18,6 +20,8 @@ __all__ = [
     "Example",
     "FinalAnswer",
     "Grade",
+    "LabeledData",
+    "LabeledSteps",
     "MathProblem",
     "Mathematics",
     "Problem",
@@ -25,6 +29,9 @@ __all__ = [
     "Task",
     "final_answer",
     "gsm8k_solutions",
+    "labeled_rows",
     "load_problems",
+    "read_labeled_steps",
     "segment",
+    "split_groups",
 ]
