@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from stepcredit.cli import demo, eval, score, segment, train, warm_start
+from stepcredit.cli import bench, demo, eval, prm, score, segment, serve, serve_check, train, warm_start
 from stepcredit.errors import StepCreditError
 
-VERBS = (demo, train, eval, score, segment, warm_start)
+VERBS = (demo, train, eval, score, segment, prm, warm_start, serve, serve_check, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,13 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         sub = verbs.add_parser(verb.NAME, help=verb.HELP, description=verb.__doc__)
         verb.add_arguments(sub)
         sub.add_argument("--json", action="store_true", help="print the result as one JSON object")
-        sub.set_defaults(run=verb.run, show=verb.show)
+        sub.set_defaults(run=verb.run, show=verb.show, failed=getattr(verb, "failed", lambda _: False))
     args = parser.parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # model text may hold what the terminal cannot show
     try:
         result = args.run(args)
         print(json.dumps(result) if args.json else args.show(result), flush=True)
+        if args.failed(result):  # a verdict: told in full, and in the exit code
+            return 1
     except BrokenPipeError:  # the reader of our output left; that is its right
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
