@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stepcredit import InputError
 from stepcredit.errors import StepCreditWarning
-from stepcredit.signals.causal import length_batches, sequence_logprobs
+from stepcredit.signals.causal import sequence_logprobs
 
 transformers = pytest.importorskip("transformers")
 
@@ -178,16 +178,6 @@ def test_a_model_that_changes_its_logits_is_read_whole_and_that_is_said_once() -
         for mine, same, want in zip(got, again, one_by_one(model, prompts, completions), strict=True):
             torch.testing.assert_close(mine, want, rtol=1e-9, atol=1e-9, check_dtype=len(want) > 0)
             torch.testing.assert_close(same, want, rtol=1e-9, atol=1e-9, check_dtype=len(want) > 0)
-
-
-def test_batches_hold_every_row_once_within_the_budget() -> None:
-    lengths = [5, 1, 9, 9, 2, 40, 3, 3]
-    for budget in (1, 9, 20, 1000):
-        batches = list(length_batches(lengths, budget))
-        assert sorted(row for batch in batches for row in batch) == list(range(8))
-        assert all(len(batch) == 1 or len(batch) * max(lengths[r] for r in batch) <= budget for batch in batches)
-    assert list(length_batches(lengths, 20))[1:] == [[2, 3], [0, 6, 7, 4], [1]]
-    assert list(length_batches([], 5)) == []
 
 
 @pytest.mark.parametrize(

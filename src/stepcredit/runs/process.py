@@ -11,11 +11,8 @@ from stepcredit.config.run import TASK_STEPS, Model, RunConfig, typed
 from stepcredit.errors import InputError
 from stepcredit.runs.grading import TaskGrader
 from stepcredit.runs.policies import BUILT_IN_PRMS, Policy, load_policy, source_of
-from stepcredit.signals import Guard, Signal
-from stepcredit.signals.causal_lm import CausalLM
-from stepcredit.signals.implicit import ImplicitPRM
-from stepcredit.signals.prm.refreshed import RefreshedPRM
-from stepcredit.signals.remote import RemoteTeacher, Served
+from stepcredit.signals import CausalLM, Guard, ImplicitPRM, RefreshedPRM, RemoteTeacher, Signal
+from stepcredit.signals.remote import Served
 
 SCORES = "scores.sqlite"  # beside the run's config: every number of a served signal, so that a resume pays none twice
 

@@ -1,6 +1,8 @@
 """Process signals: what says which steps or tokens deserve the credit, and how texts reach the policy's tokens."""
 
 from stepcredit.signals.calculator import Calculator
+from stepcredit.signals.causal import sequence_logprobs
+from stepcredit.signals.causal_lm import CausalLM
 from stepcredit.signals.guard import Guard
 from stepcredit.signals.implicit import ImplicitPRM
 from stepcredit.signals.log_prob import GOPD, OPD, LogProbSignal, LogRatio
@@ -25,6 +27,7 @@ __all__ = [
     "PRM",
     "SIGNALS",
     "Calculator",
+    "CausalLM",
     "Guard",
     "ImplicitPRM",
     "LearningSignal",
@@ -45,6 +48,7 @@ __all__ = [
     "place_steps",
     "project",
     "project_scores",
+    "sequence_logprobs",
     "token_offsets",
     "token_spans",
 ]

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stepcredit.errors import InputError, StepCreditWarning
 from stepcredit.options import check_option
+from stepcredit.signals.batching import batches
 
 _WIDE = 100.0  # a probe's raw logits reach from -100 to 100, where a soft cap and a scale show
 _SCALES = ("logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")  # what configurations call it
@@ -75,36 +76,12 @@ def sequence_logprobs(
         return found
     reader = _reader(model, [*prompt_ids[rows[0]], *completion_ids[rows[0]]][:8])
     budget = 1 if reader.head is None else batch_tokens
-    for some in length_batches([len(prompt_ids[row]) + len(completion_ids[row]) for row in rows], budget):
+    for some in batches([len(prompt_ids[row]) + len(completion_ids[row]) for row in rows], budget):
         batch = [([*prompt_ids[rows[i]], *completion_ids[rows[i]]], len(prompt_ids[rows[i]])) for i in some]
         read = _read_rows(model, reader, batch, temperature, chunk)
         for i, row in zip(some, read, strict=True):
             found[rows[i]] = row
     return found
-
-
-def length_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Rows, longest first, in batches that hold at most ``budget`` tokens when padded to their longest row.
-
-    Args:
-        lengths: The tokens of each row. Shape: [rows].
-        budget: The most tokens, padding included; a row longer than that is a batch alone.
-
-    Yields:
-        The rows of a batch, by index; every row once.
-
-    Example:
-        >>> list(length_batches([2, 9, 3, 4], 8))
-        [[1], [3, 2], [0]]
-    """
-    batch: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from stepcredit.errors import InputError
-from stepcredit.signals.causal import length_batches, sequence_logprobs
+from stepcredit.signals.batching import batches
+from stepcredit.signals.causal import sequence_logprobs
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Fit:
         """Adds the gradient of the mean loss, a micro-batch at a time; gives the logits."""
         found = [0.0] * len(lessons)
         lengths = [len(lesson.prompt) + len(lesson.completion) for lesson in lessons]
-        for rows in length_batches(lengths, self.batch_tokens):
+        for rows in batches(lengths, self.batch_tokens):
             some = [lessons[row] for row in rows]
             with torch.enable_grad(), torch.autocast(model.device.type, enabled=False):
                 logits = self._logits(model, some)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepcredit.signals.prm.batching import batches
+from stepcredit.signals.batching import batches
 from stepcredit.signals.prm.fit import unfit
 from stepcredit.signals.prm.layouts import PROBE, Input, Layout
 from stepcredit.signals.prm.presets import Preset

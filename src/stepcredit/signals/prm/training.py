@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from stepcredit.errors import InputError
 from stepcredit.options import Options, option
-from stepcredit.signals.prm.batching import batches
+from stepcredit.signals.batching import batches
 
 Marked = tuple[list[int], list[int]]  # the ids of an input, and the positions in them where steps are scored
 Labels = Sequence[Sequence[float | None]]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepcredit.signals.prm.batching import PASS_COST, batches
+from stepcredit.signals.batching import PASS_COST, batches
 
 
 def cost(lengths, parts):
