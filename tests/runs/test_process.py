@@ -68,10 +68,12 @@ def test_what_is_served_keeps_its_scores_in_the_runs_folder(tmp_path: Path) -> N
     assert (teacher.url, teacher.model, teacher.token_env) == ("http://127.0.0.1:9", "big", "TOKEN")
     assert teacher.cache == str(tmp_path / SCORES)
     assert Path(teacher.tokenizer).is_dir()
-    options = {"url": "http://127.0.0.1:9", "model": "judge", "tokenizer": "t", "preset": "trl"}
+    name = "tiny-arithmetic-prm"
+    options = {"url": "http://127.0.0.1:9", "model": name, "tokenizer": name, "preset": "trl"}
     signal = {f"signal__{name}": x for name, x in {"type": "remote_prm", **options}.items()}
     judge = arguments("math-prm-pass", tmp_path, **signal)["signal"]
     assert isinstance(judge, RemotePRM)
+    assert (judge.model, judge.tokenizer) == (name, source_of(name))  # what a server calls it is its own affair
     assert judge.cache == str(tmp_path / SCORES)
     kept = arguments("math-prm-pass", tmp_path, **signal, signal__cache="mine.sqlite")["signal"]
     assert kept.cache == "mine.sqlite"

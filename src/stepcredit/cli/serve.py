@@ -63,13 +63,14 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _model(args: argparse.Namespace, name: str) -> Any:
+    from stepcredit.runs.policies import source_of
     from stepcredit.signals.prm import PRM
     from stepcredit.signals.server.models import ServedPRM, ServedTeacher
 
     if args.teacher:
-        return ServedTeacher(args.teacher, name, args.dtype, args.device, args.batch_tokens, args.max_length)
+        return ServedTeacher(source_of(args.teacher), name, args.dtype, args.device, args.batch_tokens, args.max_length)
     prm = PRM(
-        args.prm,
+        source_of(args.prm),
         preset=args.preset,
         separator=_separator(args.separator),
         batch_tokens=args.batch_tokens,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from stepcredit.errors import InputError
+from stepcredit.runs.policies import source_of
 
 NAME = "serve-check"
 HELP = "try a served model and say whether it can be trusted"
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kind.add_argument("--teacher", action="store_true", help="a language model's log-probabilities")
     parser.add_argument("--separator", help="what ends a step, where the preset leaves it open")
     parser.add_argument("--outputs", default="probabilities", help="probabilities (default) or logits")
-    parser.add_argument("--max-length", type=int, default=4096, help="most tokens of an input to a PRM (default 4096)")
+    parser.add_argument("--max-length", type=int, help="most tokens of an input to a PRM (default: the server's)")
     parser.add_argument("--against", metavar="MODEL", help="the same model on this machine, to compare with")
     parser.add_argument("--size", type=int, default=16, help="inputs in the sample (default 16)")
     parser.add_argument("--repeats", type=int, default=3, help="repetitions of the sample (default 3)")
@@ -50,8 +51,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     return {
-        "url": args.url, "model": args.model, "tokenizer": args.tokenizer or args.model, "token_env": args.token_env,
-        "tolerance": args.tolerance, "concurrency": args.concurrency, "patience": args.patience,
+        "url": args.url, "model": args.model, "tokenizer": source_of(args.tokenizer or args.model),
+        "token_env": args.token_env, "tolerance": args.tolerance, "concurrency": args.concurrency,
+        "patience": args.patience,
     }  # fmt: skip
 
 
@@ -70,7 +72,7 @@ def _prm(args: argparse.Namespace) -> Parts:
     inputs = [pair for problem, steps in sample(args.size) for pair, _ in remote.inputs(problem, steps)]
 
     def local(inputs: Sequence[Any]) -> list[list[float]]:
-        reader = PRM(args.against, preset=args.preset, separator=separator).reader
+        reader = PRM(source_of(args.against), preset=args.preset, separator=separator).reader
         return reader.read([Input(list(ids), list(marks)) for ids, marks in inputs])
 
     return remote.session(), inputs, local
@@ -89,7 +91,7 @@ def _teacher(args: argparse.Namespace) -> Parts:
     def local(inputs: Sequence[Any]) -> list[list[float]]:
         from stepcredit.signals.server.models import ServedTeacher
 
-        rows = ServedTeacher(args.against, args.model).run([ids for ids, _ in inputs])
+        rows = ServedTeacher(source_of(args.against), args.model).run([ids for ids, _ in inputs])
         return [[float(row[mark - 1]) for mark in marks] for row, (_, marks) in zip(rows, inputs, strict=True)]
 
     return session, inputs, local

@@ -10,7 +10,7 @@ from stepcredit.config import build_signal
 from stepcredit.config.run import TASK_STEPS, Model, RunConfig, typed
 from stepcredit.errors import InputError
 from stepcredit.runs.grading import TaskGrader
-from stepcredit.runs.policies import BUILT_IN_PRMS, Policy, load_policy, source_of
+from stepcredit.runs.policies import Policy, load_policy, source_of
 from stepcredit.signals import CausalLM, Guard, ImplicitPRM, RefreshedPRM, RemoteTeacher, Signal
 from stepcredit.signals.remote import Served
 
@@ -39,8 +39,9 @@ def signal_arguments(config: RunConfig, policy: Policy, grader: TaskGrader, fold
         if not grader.task.kinds:
             raise InputError(f"`signal.type` must not be {TASK_STEPS!r} for {grader.task.name}, which grades no steps.")
         return {**arguments, "signal": grader}
-    if options.get("model") in BUILT_IN_PRMS:
-        options["model"] = source_of(options["model"])
+    for key in ("tokenizer",) if "url" in options else ("model",):  # what a server calls a model is its own affair
+        if key in options:
+            options[key] = source_of(options[key])
     signal: Signal = build_signal(name, options)
     if isinstance(signal, Served) and signal.cache is None:
         signal = dataclasses.replace(signal, cache=str(folder / SCORES))

@@ -41,7 +41,7 @@ class RemotePRM(Served):
         preset: The family that the model belongs to, a name in `PRESETS`.
         separator: What ends every step, where the preset leaves it open; None: the preset's own.
         outputs: What the server gives of the labels: "probabilities", vLLM's default, or "logits".
-        max_length: The most tokens of an input that the model is given.
+        max_length: The most tokens of an input that the model is given; None: as many as the server says it takes.
 
     The other options are those of `Served`.
 
@@ -62,7 +62,7 @@ class RemotePRM(Served):
     preset: str = "qwen2.5-math-prm"
     separator: str | None = None
     outputs: Literal["probabilities", "logits"] = "probabilities"
-    max_length: int = option(4096, at_least=1)
+    max_length: int | None = option(None, at_least=1)
     _state: _State = field(init=False, repr=False, compare=False, default_factory=_State)
 
     def __post_init__(self) -> None:
@@ -144,13 +144,14 @@ class RemotePRM(Served):
 
     def inputs(self, problem: str, steps: list[str]) -> list[tuple[Marked, list[int]]]:
         """What is sent for a rollout, with the steps that each input's marks belong to; what doesn't fit is counted."""
-        self.session()
+        session = self.session()
+        length = session.longest_input()
         found: list[tuple[Marked, list[int]]] = []
         begun = 0
         for part in self._layout().inputs(problem, steps) if steps else ():
-            fitting = [mark for mark in part.marks if mark < self.max_length]
+            fitting = [mark for mark in part.marks if length is None or mark < length]
             self._state.unscored += len(part.marks) - len(fitting)
             if fitting:
-                found.append(((part.ids[: self.max_length], fitting), list(range(begun, begun + len(fitting)))))
+                found.append(((part.ids[:length], fitting), list(range(begun, begun + len(fitting)))))
             begun += len(part.marks)
         return found

@@ -57,6 +57,7 @@ class Session:
     cache: Cache | None = field(init=False)
     limit: int | None = field(init=False, default=None)
     trusted: bool = field(init=False, default=False)
+    listed_before: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         """Opens the cache and the client; asks nothing."""
@@ -131,6 +132,12 @@ class Session:
                 f"`max_length` must be <= the {limit} tokens that {self.client.url} takes; got {self.longest}."
             )
         return limit
+
+    def longest_input(self) -> int | None:
+        """The most tokens of an input where nothing is to be generated: asked of the server once, if nobody said."""
+        if self.longest is None and not self.listed_before:
+            self.longest, self.listed_before = self.listed(), True
+        return self.longest
 
     def check_tokenizer(self) -> None:
         """Raises RemoteError unless the server makes the same ids of a text as the local tokenizer."""
