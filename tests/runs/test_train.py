@@ -28,7 +28,7 @@ def weights(store: RunStore) -> str:
     return hashlib.sha256((store.path / "policy" / "model.safetensors").read_bytes()).hexdigest()
 
 
-REFRESHED = "math-prm-pass,signal.type=refreshed_prm,signal.model=tiny-arithmetic-prm,signal.every=3"
+REFRESHED = "math-prm-grpo-process,signal.type=refreshed_prm,signal.model=tiny-arithmetic-prm,signal.every=3"
 
 
 @pytest.mark.parametrize(
