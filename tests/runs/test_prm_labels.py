@@ -78,7 +78,8 @@ def test_a_label_is_the_share_of_right_rollouts_from_exactly_there(monkeypatch, 
 def test_a_rollout_has_what_its_beginning_leaves_of_the_limit(monkeypatch, policy):
     text = "b:3+5=8\nc:8*2=6\nanswer: 6\n"
     written = [*ids_of(policy, "c:8*2=6\nanswer: 6\n"), policy.tokenizer.eos_token_id]  # 7 + 3 and the end
-    script(monkeypatch, lambda *_: written)
+    second = len(policy.tokenizer("a:3b:+5c:*2\n")["input_ids"]) + 14  # the prompt and two steps of 7 tokens
+    script(monkeypatch, lambda ids, _: written[7:] if len(ids) == second else written)
     row = solution(policy, text)
     whole = "b:3+5=8\n" + "c:8*2=6\nanswer: 6\n"
     for room, text_there, right in (
@@ -90,6 +91,7 @@ def test_a_rollout_has_what_its_beginning_leaves_of_the_limit(monkeypatch, polic
         assert TASK.grade("a:3b:+5c:*2", text_there, finished=room == 11).outcome == right
         labeled, _ = monte_carlo_labels(policy, TASK, [row], replace(SAMPLING, max_new_tokens=7 + room))
         assert labeled[0].labels[0] == right
+        assert labeled[0].labels[1] == right  # 7 tokens on, with 7 fewer left, though the batch has room for more
 
 
 def test_near_temperature_zero_a_label_is_what_transformers_own_greedy_decoding_says(policy):

@@ -134,7 +134,7 @@ def show(result: dict[str, Any]) -> str:
     labels, held = result["labels"], result["held_out"]
     counts = ", ".join(f"{count} {reason}" for reason, count in labels.get("left_out", {}).items())
     lines = [f"labels: {labels['source']}" + (f"; left out: {counts}" if counts else "")]
-    if "rollouts" in labels:
+    if labels.get("rollouts"):
         lines.append(
             f"{labels['rollouts']} rollouts, {labels['tokens']} tokens in {labels['seconds']:.1f} s for "
             f"{labels['steps']} steps of {labels['solutions']} solutions, {labels['right']:.3f} of them right"
