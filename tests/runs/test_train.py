@@ -95,7 +95,7 @@ def test_a_lora_run_trains_its_adapter_alone(tmp_path: Path) -> None:
         ({"run.report_to": "paper"}, "`run.report_to` must name trackio, wandb or tensorboard"),
         ({"trainer.learning_rate": "abc"}, "`trainer.learning_rate` must be float; got 'abc'"),
         ({"trainer.bf16": 1}, "`trainer.bf16` must be bool; got 1"),
-        ({"trainer.per_device_train_batch_size": 7}, "`trainer` must be settings that TRL's GRPOConfig takes; it says"),
+        ({"trainer.num_generations": 3}, "`trainer` must be settings that TRL's GRPOConfig takes; it says"),
         ({"policy.name": "./nowhere"}, "nowhere"),
         (
             {"signal.type": "task_steps", "task.type": "math", "task.train": "x.jsonl", "evaluation.problems": 0},
@@ -121,7 +121,7 @@ def test_the_grader_says_the_same_to_all_who_ask() -> None:
     assert [[span.score for span in spans] for spans in grader.score(rollouts)] == [[1, 1, 1], [1, 1, 0, 0], [0]]
     counts = grader.counts(rollouts)
     assert {name: x for name, x in counts.items() if x} == {
-        "accuracy": 1, "format_ok": 2, "truncated": 1, "unparsed": 1,
+        "accuracy": 1, "format_ok": 2, "truncated": 1, "unparsed": 1, "repeated_lines": 1,
         "steps_one": 4, "steps_repeated": 1, "steps_malformed": 1, "steps_answer": 2,
     }  # fmt: skip
 

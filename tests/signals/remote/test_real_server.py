@@ -160,6 +160,13 @@ def test_steps_of_white_space_and_beyond_the_length(prm, prm_url):
     assert RemotePRM("http://127.0.0.1:9", "tiny", prm, preset="trl").score(rollouts([("Q", [" "])])) == [[]]
 
 
+def test_without_a_length_it_is_the_servers(prm, prm_url):
+    rows = [("Q", ["one", "two " * 300, "three"])]
+    remote, local = RemotePRM(prm_url, "tiny", prm, preset="trl", **FAST), PRM(prm, preset="trl", max_length=256)
+    assert remote.score(rollouts(rows))[0][0].score == pytest.approx(local.score(rollouts(rows))[0][0].score, abs=1e-6)
+    assert remote.unscored == local.unscored == 2
+
+
 def test_many_threads_get_their_own_answers(teacher, teacher_url):
     rows = [([3 + i, 4], [5 + i % 7, 6, 7 + i]) for i in range(24)]
     expected = plain_logprobs(teacher, [p for p, _ in rows], [c for _, c in rows])
@@ -175,7 +182,7 @@ def test_many_threads_get_their_own_answers(teacher, teacher_url):
 
 def test_what_does_not_fit_is_said(prm, prm_url, teacher, teacher_url, tmp_path):
     with pytest.raises(InputError, match=r"`max_length` must be <= the 256 tokens"):
-        RemotePRM(prm_url, "tiny", prm, preset="trl", **FAST).score(rollouts())
+        RemotePRM(prm_url, "tiny", prm, preset="trl", max_length=257, **FAST).score(rollouts())
     with pytest.raises(InputError, match=r"at most 255 tokens for 'tiny', prompts included; got 257 in row 1"):
         RemoteTeacher(teacher_url, "tiny", teacher, **FAST).of_ids([[1], [1, 2]], [[3], [4] * 255])
     longest = RemoteTeacher(teacher_url, "tiny", teacher, **FAST).of_ids([[1]], [[4] * 254])
