@@ -1,5 +1,6 @@
 """From a run's config to its signal and the models beside the policy."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,10 @@ def test_recipes_train(recipe: str, tmp_path: Path) -> None:
         assert rows[0]["credit/process/steps"] > 1
         assert rows[0]["credit/process/correct_mean"] is not None
     assert rows[0]["task/repeated_lines"] is not None
+
+
+@pytest.mark.parametrize("name", ["tiny-arithmetic", "tiny-arithmetic-teacher", "tiny-arithmetic-prm"])
+def test_built_in_weights_are_those_that_their_provenance_tells_of(name: str) -> None:
+    folder = Path(source_of(name))
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert digest in (folder / "PROVENANCE.md").read_text()
