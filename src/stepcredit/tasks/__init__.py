@@ -7,10 +7,11 @@ from stepcredit.tasks.labeled_steps import LabeledSteps, labeled_rows, split_gro
 from stepcredit.tasks.math_answers import AnswerGrader, FinalAnswer, final_answer
 from stepcredit.tasks.math_problems import MathProblem, gsm8k_solutions, load_problems
 from stepcredit.tasks.mathematics import Mathematics
+from stepcredit.tasks.multihop import MultiHop, MultiHopSearch
 from stepcredit.tasks.segmentation import SCHEMES, Scheme, segment
-from stepcredit.tasks.task import Example, Task
+from stepcredit.tasks.task import Example, SearchTask, Task
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Arithmetic, Mathematics)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Arithmetic, Mathematics, MultiHop, MultiHopSearch)}
 
 __all__ = [
     "SCHEMES",
@@ -24,8 +25,11 @@ __all__ = [
     "LabeledSteps",
     "MathProblem",
     "Mathematics",
+    "MultiHop",
+    "MultiHopSearch",
     "Problem",
     "Scheme",
+    "SearchTask",
     "Task",
     "final_answer",
     "gsm8k_solutions",

@@ -80,6 +80,7 @@ class Arithmetic:
     name: ClassVar[str] = "arithmetic"
     endless: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = STEP_KINDS
+    measures: ClassVar[tuple[str, ...]] = ()
     instruction: ClassVar[str] = ""
     operations: int = 6
     modulus: int = 10

@@ -1,6 +1,8 @@
 """What a task says of one completion: outcome, format, and a ground-truth score a step where the task has one."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
 
 from stepcredit.batch import ScoredSpan
 from stepcredit.errors import InputError
@@ -19,9 +21,10 @@ class Grade:
         kinds: One word a step, in the task's own vocabulary; empty, or as long as ``steps``.
         parsed: False where no answer could be read. Such a completion never has a positive outcome.
         reason: A short word on how the verdict came about, for counting.
+        measures: Further numbers by name, for averaging: those that the task names, each in every grade.
 
     Raises:
-        InputError: ``kinds`` and ``steps`` differ in length, or an unread answer is rewarded.
+        InputError: ``kinds`` and ``steps`` differ in length, an unread answer is rewarded, or a measure is not finite.
 
     Degenerate cases:
         An empty completion has no steps.
@@ -39,13 +42,17 @@ class Grade:
     kinds: tuple[str, ...] = ()
     parsed: bool = True
     reason: str = ""
+    measures: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        """Checks the two invariants that readers of a grade rely on."""
+        """Checks the invariants that readers of a grade rely on."""
         if self.kinds and len(self.kinds) != len(self.steps):
             raise InputError(f"`kinds` must have one word a step; got {len(self.kinds)} for {len(self.steps)} steps.")
         if self.outcome > 0 and not self.parsed:
             raise InputError(f"`outcome` must be 0 where no answer was parsed; got {self.outcome}.")
+        odd = [name for name, value in self.measures.items() if not isfinite(value)]
+        if odd:
+            raise InputError(f"`measures` must be finite; got {self.measures[odd[0]]} for {odd[0]!r}.")
 
     @property
     def first_error(self) -> int | None:

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from stepcredit.batch import Rollouts
-from stepcredit.errors import InputError, MissingExtraError
-from stepcredit.tasks.rows import SUFFIXES, Row, read_rows
+from stepcredit.errors import InputError
+from stepcredit.tasks.rows import Row, read_rows
+from stepcredit.tasks.sources import source_rows
 
 QUESTION_FIELDS = ("question", "problem", "prompt", "input")
 ANSWER_FIELDS = ("answer", "final_answer", "target", "gold")
 _ID_FIELDS = ("id", "unique_id", "ID")
-# Hub datasets with more than one configuration load only with one named.
-_CONFIGS = {"openai/gsm8k": "main", "gsm8k": "main"}
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SAMPLERS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 
 
@@ -79,14 +77,9 @@ def load_problems(
         ...     load_problems(path)[0].answer
         '1200'
     """
-    path = Path(name_or_path)
-    if path.is_dir() or (not path.exists() and _is_hub_name(str(name_or_path))):
-        rows = _dataset_rows(str(name_or_path), split, limit, config)
-        source = f"{name_or_path}[{split}]"
-    else:
-        rows = read_rows(path, limit)
-        source = str(path)
-    return [_problem(row, f"{source}, row {n}", f"{path.name}-{n}", question_field, answer_field)
+    rows, source = source_rows(name_or_path, split, limit, config)
+    name = Path(name_or_path).name
+    return [_problem(row, f"{source}, row {n}", f"{name}-{n}", question_field, answer_field)
             for n, row in enumerate(rows, 1)]  # fmt: skip
 
 
@@ -128,32 +121,6 @@ def gsm8k_solutions(path: str | Path, *, limit: int | None = None) -> tuple[Roll
                 f"{', '.join(row)} and lacks {error}. Use load_problems for question and answer files."
             ) from error
     return Rollouts(prompts, completions, group_ids, references=references), rewards
-
-
-def _is_hub_name(name: str) -> bool:
-    stem = name.removesuffix(".gz")
-    return _HUB_NAME.fullmatch(name) is not None and not stem.endswith(SUFFIXES) and not name.startswith(".")
-
-
-def _dataset_rows(name: str, split: str, limit: int | None, config: str | None) -> list[Row]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", "data", f"load {name!r} (a file needs no extra)") from error
-    if limit is not None and limit < 1:
-        raise InputError(f"`limit` must be at least 1 row, or None for all; got {limit}.")
-    try:
-        table = datasets.load_dataset(name, config or _CONFIGS.get(name), split=split)
-    except Exception as error:
-        # Whatever goes wrong inside `datasets` (no network, no such name, no such split) means one thing here.
-        raise InputError(
-            f"`name_or_path` must be a file, or a dataset that loads; got {name!r}, split {split!r}, "
-            f"which is no file here and failed as a dataset: {type(error).__name__}: {error}"
-        ) from error
-    count = len(table) if limit is None else min(limit, len(table))
-    if not count:
-        raise InputError(f"`name_or_path` must have at least one row; {name!r}, split {split!r} is empty.")
-    return [dict(table[index]) for index in range(count)]
 
 
 def _problem(row: Row, where: str, name: str, question_field: str | None, answer_field: str | None) -> MathProblem:

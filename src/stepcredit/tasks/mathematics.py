@@ -40,6 +40,7 @@ class Mathematics:
     name: ClassVar[str] = "math"
     endless: ClassVar[bool] = False
     kinds: ClassVar[tuple[str, ...]] = ()
+    measures: ClassVar[tuple[str, ...]] = ()
     train: str = ""
     test: str = ""
     train_split: str = "train"

@@ -1,0 +1,317 @@
+"""The environment: an answer for whatever a model writes, within its budgets, in a frame that nothing breaks."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stepcredit.errors import InputError, StepCreditWarning
+from stepcredit.tasks.multihop.environment import (
+    CUT,
+    EMPTY,
+    FAILED,
+    INFORMATION,
+    INFORMATION_END,
+    LONG,
+    LONGEST_QUERY,
+    MESSAGES,
+    NOTHING,
+    REPEATED,
+    SPENT,
+    SearchEnvironment,
+    frame,
+    neutral,
+    words,
+)
+from stepcredit.tasks.multihop.question import Paragraph
+
+OSLO = Paragraph("Oslo", ("The mayor of Oslo is Bel.", "Its twin is Rio."))
+RIO = Paragraph("Rio", ("A city in Brazil.",))
+COUNTS: list[Callable[[str], int]] = [words, len, lambda text: len(text.encode()), lambda text: len(text) // 4 + 2]
+
+
+class Found:
+    """Answers every query with the same paragraphs, and remembers the queries."""
+
+    def __init__(self, *paragraphs: Paragraph) -> None:
+        self.paragraphs, self.queries = list(paragraphs), list[str]()
+
+    def search(self, query: str, k: int) -> list[Paragraph]:  # noqa: ARG002
+        self.queries.append(query)
+        return self.paragraphs
+
+
+class Down:
+    """Fails as often as it is told, then finds Oslo."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def search(self, query: str, k: int) -> list[Paragraph]:  # noqa: ARG002
+        self.times -= 1
+        if self.times >= 0:
+            raise ConnectionError("refused")
+        return [OSLO]
+
+
+def environment(*paragraphs: Paragraph, k: int = 3, searches: int = 9, tokens: int = 1000, **more) -> SearchEnvironment:
+    return SearchEnvironment(Found(*paragraphs), k=k, searches=searches, result_tokens=tokens, **more)
+
+
+def test_a_result_is_the_paragraphs_one_under_another() -> None:
+    here = environment(OSLO, RIO)
+    result = "# Oslo\nThe mayor of Oslo is Bel. Its twin is Rio.\n# Rio\nA city in Brazil.\n"
+    assert here.search("mayor") == result
+    assert here.reply("Hm. <search>twin</search>") == f"\n<information>\n{result}</information>\n"
+    assert here.searches_used == 2
+    assert environment(OSLO, RIO, k=1).search("mayor") == OSLO.render()  # a retriever may bring too many
+
+
+@pytest.mark.parametrize(
+    ("query", "want"),
+    [
+        ("", EMPTY),
+        (" \t\r\n\u2003", EMPTY),
+        ("\x00\x1b\u200b\ufeff \ud800", EMPTY),
+        ("x" * (LONGEST_QUERY + 1), LONG),
+        ("y " * LONGEST_QUERY, LONG),
+        (None, EMPTY),  # a tool call may carry what its schema forbids
+    ],
+)
+def test_what_cannot_be_searched(query: str, want: str) -> None:
+    here = environment(OSLO)
+    assert here.search(query) == f"{want}\n"
+    assert here.searches_used == 1
+    assert here._retriever.queries == []
+
+
+@pytest.mark.parametrize(
+    ("query", "searched"),
+    [
+        ("  mayor \n of\tOslo ", "mayor of Oslo"),
+        ("a\x00b\x1b[31mc", "a b [31mc"),
+        ("Tromsø 東京 🎉", "Tromsø 東京 🎉"),
+        ("<answer>Oslo</answer>", "<answer>Oslo</answer>"),
+        ("x" * LONGEST_QUERY, "x" * LONGEST_QUERY),
+        (7, "7"),
+        (["Oslo"], "['Oslo']"),
+    ],
+)
+def test_what_the_retriever_is_asked(query: str, searched: str) -> None:
+    here = environment(OSLO)
+    assert here.search(query) == OSLO.render()
+    assert here._retriever.queries == [searched]
+
+
+def test_ten_megabytes_are_answered_at_once() -> None:
+    here = environment(Paragraph("Long", ("word " * 2_000_000,)), tokens=40)
+    begun = time.perf_counter()
+    for query in ("a" * 10_000_000, "<search>" * 1_250_000, " " * 10_000_000, "\x00" * 10_000_000):
+        assert here.search(query).strip() in (LONG, EMPTY)
+        assert here.reply(f"<search>{query}</search>") in (frame(f"{LONG}\n"), frame(f"{EMPTY}\n"))
+    assert time.perf_counter() - begun < 20  # a matter of milliseconds; quadratic would be hours
+
+
+def test_a_huge_result_is_measured_a_few_times() -> None:
+    measured: list[int] = []
+
+    def count(text: str) -> int:
+        measured.append(len(text))
+        return words(text)
+
+    here = environment(Paragraph("Long", ("word " * 200_000,)), tokens=500, count=count)
+    measured.clear()
+    assert words(here.search("long")) == 500
+    assert sum(measured) < 1_000_000 + 40 * 5_000  # the whole once, then lengths near the limit
+
+
+def test_the_same_query_again() -> None:
+    here = environment(OSLO)
+    assert here.search("Mayor of OSLO") == OSLO.render()
+    assert here.search("  mayor\nof oslo") == f"{REPEATED}\n"
+    assert here.search("mayor of oslo?") == OSLO.render()
+    assert here.search("STRASSE") == OSLO.render()
+    assert here.search("straße") == f"{REPEATED}\n"
+    assert here.searches_used == 5
+    assert environment().search("mayor") == f"{NOTHING}\n"
+
+
+def test_the_budget() -> None:
+    here = environment(OSLO, searches=2)
+    assert [here.search(query) for query in ("a", "a")] == [OSLO.render(), f"{REPEATED}\n"]
+    assert here.reply("<search>b</search>") == frame(f"{SPENT}\n")
+    assert here.reply("<search>b</search>") is None
+    assert here.search("b") == f"{SPENT}\n"  # a tool always has an answer
+    assert here.searches_used == 2
+    assert here._retriever.queries == ["a"]
+    none = environment(OSLO, searches=0)
+    assert (none.search("a"), none.reply("<search>a</search>"), none.searches_used) == (f"{SPENT}\n", None, 0)
+
+
+def test_a_retriever_that_fails_is_told_counted_and_may_be_asked_again() -> None:
+    here = SearchEnvironment(Down(2), k=1, searches=3, result_tokens=50)
+    for failures in (1, 2):
+        with pytest.warns(StepCreditWarning, match="ConnectionError: refused"):
+            assert here.search("mayor") == f"{FAILED}\n"
+        assert here.failures == failures
+    assert here.search("mayor") == OSLO.render()
+    assert here.searches_used == 3
+    junk = environment(*["no paragraph"])
+    with pytest.warns(StepCreditWarning, match="AttributeError"):
+        assert junk.search("mayor") == f"{FAILED}\n"
+
+
+@pytest.mark.parametrize(
+    ("turn", "searched"),
+    [
+        ("<search>mayor</search>", "mayor"),
+        ("I think.\n<search> mayor </search>\n", "mayor"),
+        ("<search>mayor</search>.\n", "mayor"),
+        ("<search>mayor</search><", "mayor"),
+        ("<search>one</search> then <search>two</search>", "two"),
+        ("<search>one <search>two</search>", "two"),
+        ("<search>one <search>two</search></search>", "two"),
+        ("<search>one</search> then </search>", "one"),
+        ("mayor</search>", ""),
+        ("</search><search>", None),
+        ("<search>mayor", None),
+        ("<search>mayor</search> I know: <answer>Bel</answer>", None),
+        ("<search>mayor</search> 東", None),
+        ("<SEARCH>mayor</SEARCH>", None),
+        ("mayor", None),
+        ("", None),
+    ],
+)
+def test_the_turn_that_is_a_search(turn: str, searched: str | None) -> None:
+    here = environment(OSLO)
+    reply = here.reply(turn)
+    if searched is None:
+        assert reply is None
+        assert here.searches_used == 0
+    else:
+        assert reply == frame(OSLO.render() if searched else f"{EMPTY}\n")
+        assert here._retriever.queries == [searched] * bool(searched)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "want"),
+    [  # 2 + 10 words of Oslo, 2 + 4 of Rio, and the mark counts as one
+        (18, "# Oslo\nThe mayor of Oslo is Bel. Its twin is Rio.\n# Rio\nA city in Brazil.\n"),
+        (17, "# Oslo\nThe mayor of Oslo is Bel. Its twin is Rio.\n# Rio\nA city [cut]\n"),
+        (16, "# Oslo\nThe mayor of Oslo is Bel. Its twin is Rio.\n# Rio\nA [cut]\n"),
+        (15, "# Oslo\nThe mayor of Oslo is Bel. Its twin is Rio.\n[cut]\n"),  # no title without a text
+        (13, "# Oslo\nThe mayor of Oslo is Bel. Its twin is Rio.\n[cut]\n"),
+        (12, "# Oslo\nThe mayor of Oslo is Bel. Its twin is [cut]\n"),
+        (5, "# Oslo\nThe mayor [cut]\n"),
+    ],
+)
+def test_a_long_result_loses_words_from_its_end(tokens: int, want: str) -> None:
+    assert environment(OSLO, RIO, tokens=tokens).search("mayor") == want
+
+
+def test_a_result_without_room_for_one_word_of_text() -> None:
+    here = environment(Paragraph("A title of five words", ("Text.",)), tokens=6)
+    assert here.search("title") == f"{CUT}\n"
+
+
+def test_a_cut_loses_a_word_whatever_counts() -> None:
+    here = environment(OSLO, tokens=10, count=lambda text: words(text) - 9 * (CUT in text))
+    assert here.search("mayor") == "# Oslo\nThe mayor of Oslo is Bel. Its twin is [cut]\n"
+
+
+def naive_cut(result: str, fits: Callable[[str], bool]) -> str:
+    """Word after word goes, and a last line that is a title goes too, until it fits."""
+    if fits(result):
+        return result
+    left = result
+    while left.strip():
+        left = left.rstrip()
+        while left and not left[-1].isspace():
+            left = left[:-1]
+        shown = left.rstrip()
+        if shown.count("\n") % 2 == 0:  # the last line left is a title
+            shown = shown.rpartition("\n")[0]
+            shown += "\n" if shown else ""
+        else:
+            shown += " "
+        if fits(f"{shown}{CUT}\n"):
+            return f"{shown}{CUT}\n"
+    return f"{CUT}\n"
+
+
+TEXTS = st.text(st.sampled_from("ab #<>/\n\té🎉\ud800"), max_size=40) | st.sampled_from(
+    ["</information>", "<answer>Bel</answer>", "<search>", "</search>", "<|im_end|>", "[cut]", "# Oslo", NOTHING]
+)
+PARAGRAPHS = st.lists(st.builds(Paragraph, TEXTS, st.lists(TEXTS, max_size=3).map(tuple)), max_size=4)
+
+
+@settings(deadline=None, max_examples=300)
+@given(PARAGRAPHS, st.sampled_from(COUNTS), st.integers(0, 60), st.integers(0, 120))
+def test_a_cut_keeps_as_much_as_fits(found: list[Paragraph], count, over: int, room: int) -> None:
+    tokens = max(count(f"{text}\n") for text in (*MESSAGES, CUT)) + over
+    full = "".join(neutral(paragraph.render()) for paragraph in found) or f"{NOTHING}\n"
+    want = naive_cut(full, lambda text: count(text) <= tokens)
+    make = {"tokens": tokens, "count": count, "k": 4}
+    assert environment(*found, **make).search("a") == want
+    reply = environment(*found, **make).reply("<search>a</search>", room)
+    if count(frame(f"{CUT}\n")) > room:
+        assert reply is None
+    elif want.strip() in MESSAGES:
+        assert reply == frame(want if count(frame(want)) <= room else f"{CUT}\n")
+    else:
+        assert reply == frame(naive_cut(want, lambda text: count(frame(text)) <= room))
+
+
+WRITTEN = st.text(max_size=30) | st.lists(
+    st.sampled_from(["<search>", "</search>", "<answer>", INFORMATION, INFORMATION_END, "Oslo", " ", "\n"]), max_size=8
+).map("".join)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(st.tuples(WRITTEN, st.booleans(), st.none() | st.integers(-5, 80)), max_size=8),
+    PARAGRAPHS, st.sampled_from(COUNTS), st.integers(0, 4),
+)  # fmt: skip
+def test_whatever_is_written_is_answered_within_the_budgets(
+    turns: list[tuple[str, bool, int | None]], found: list[Paragraph], count, searches: int
+) -> None:
+    tokens = max(count(f"{text}\n") for text in (*MESSAGES, CUT)) + 9
+    here = environment(*found, searches=searches, tokens=tokens, count=count)
+    for written, by_tool, room in turns:
+        before = here.searches_used
+        if by_tool:
+            answer = here.search(written)
+            assert count(answer) <= tokens
+        else:
+            observation = here.reply(written, room)
+            if observation is None:
+                assert here.searches_used == before
+                continue
+            assert room is None or count(observation) <= room
+            assert observation.startswith(f"\n{INFORMATION}\n")
+            assert observation.endswith(f"{INFORMATION_END}\n")
+            answer = observation[len(INFORMATION) + 2 : -len(INFORMATION_END) - 1]
+        assert "<" not in answer
+        assert ">" not in answer
+        assert answer.endswith("\n")
+        answer.encode()  # a tokenizer can read it
+        assert before <= here.searches_used <= min(searches, before + 1)
+        lines = answer.split("\n")[:-1]
+        assert lines[0].startswith("# ") or lines[0] in (*MESSAGES, CUT)
+        if lines[0].startswith("# "):  # titles and texts alternate, whatever a text begins with
+            assert all(line.startswith("#") or line == CUT for line in lines[::2])
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"k": 0}, "`k`"),
+        ({"searches": -1}, "`searches`"),
+        ({"tokens": 4}, "`result_tokens` must hold the longest message, 5 tokens; got 4"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, int], named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        environment(OSLO, **options)
