@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,21 +49,26 @@ def lines(text: str) -> list[str]:
 
 
 def signal_of(ids: Sequence[int], mask: Sequence[int]) -> tuple[list[float], list[int]]:
-    """`HighDigits` on each token, and its step; a token is a character, and the end token follows the one before."""
-    text = "".join(WORDS[i] for i in ids if i != EOS)
-    by_character = [(step, high_digits(piece)) for step, piece in enumerate(lines(text)) for _ in piece]
-    process, steps, last = [], [], (-1, 0.0)
-    characters = iter(by_character)
-    for token, trained in zip(ids, mask, strict=True):
-        if token != EOS:
-            step, share = next(characters)
-            here = (-1, 0.0) if share is None else (step, share)
-        else:
-            here = last
-        if trained:
-            last = here
-        process.append(here[1])
-        steps.append(here[0] if trained else -1)
+    """`HighDigits` on each token, and its step; a token is a character, and the end token follows the one before.
+
+    Steps are lines of what the policy wrote in one go: a token of an environment ends one.
+    """
+    process, steps, last, count = [], [], (-1, 0.0), 0
+    for trained, run in itertools.groupby(zip(ids, mask, strict=True), key=lambda pair: bool(pair[1])):
+        tokens = [token for token, _ in run]
+        if not trained:
+            process += [0.0] * len(tokens)
+            steps += [-1] * len(tokens)
+            continue
+        pieces = lines("".join(WORDS[i] for i in tokens if i != EOS))
+        characters = iter([(count + n, high_digits(piece)) for n, piece in enumerate(pieces) for _ in piece])
+        count += len(pieces)
+        for token in tokens:
+            if token != EOS:
+                step, share = next(characters)
+                last = (-1, 0.0) if share is None else (step, share)
+            process.append(last[1])
+            steps.append(last[0])
     return process, steps
 
 

@@ -1,6 +1,7 @@
 """From TRL's batch to ours: texts, masks, groups; tokens of tools and environments have no part in anything."""
 
 import importlib.util
+import itertools
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,9 +84,11 @@ def test_an_observer_sees_the_texts_that_were_sampled(tmp_path: Path) -> None:
     for i, ids in enumerate(generation.ids):
         assert rollouts.response_mask[i] == output["tool_mask"][i, : len(ids)].bool().tolist()
         assert rollouts.offsets[i] == [(t, t + 1 - (token == EOS)) for t, token in enumerate(ids)]
-        assert (
-            "".join(rollouts.completions[i][start:end] for start, end in rollouts.steps[i]) == rollouts.completions[i]
-        )
+        text, mine = rollouts.completions[i], rollouts.response_mask[i]
+        written = "".join(WORDS[token] for token, kept in zip(ids, mine, strict=True) if kept and token != EOS)
+        assert "".join(text[start:end] for start, end in rollouts.steps[i]) == written
+        assert "".join(text[start:end] for start, end in rollouts.turns[i]) == written
+        assert len(rollouts.turns[i]) == sum(b > a for a, b in itertools.pairwise([False, *mine]))
 
 
 def test_offsets_and_steps_are_made_for_text_signals_alone(tmp_path: Path) -> None:

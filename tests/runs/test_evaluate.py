@@ -323,6 +323,6 @@ def test_it_refuses_what_can_not_end_or_begin(tokenizer: Any, monkeypatch: pytes
     endless.eos_token = None
     with pytest.raises(InputError, match="must have an end token"):
         evaluate(Scripted(endless, {}), endless, TASK, MIXED[:1])
-    monkeypatch.setattr("stepcredit.runs.evaluate.encode_prompt", lambda *_: [])
+    monkeypatch.setattr("stepcredit.runs.protocols.encode_prompt", lambda *_: [])
     with pytest.raises(InputError, match="at least one token; got none for 'p-0'"):
         evaluate(Scripted(tokenizer, {}), tokenizer, TASK, MIXED[:1])

@@ -4,16 +4,17 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from stepcredit.errors import InputError
+from stepcredit.runs.conversing import Dialogue, converse
 from stepcredit.runs.evaluation import Evaluation, Row, in_order
-from stepcredit.runs.policies import encode_prompt
-from stepcredit.runs.sampling import GREEDY, SeededSampler
+from stepcredit.runs.generating import SeededTurns, plain_generation
+from stepcredit.runs.grading import grade_rollout
+from stepcredit.runs.protocols import protocol_of
+from stepcredit.runs.sampling import GREEDY
+from stepcredit.signals.offsets import policy_turns, token_offsets
 from stepcredit.tasks import Example, Task
 
 
@@ -39,15 +40,18 @@ def evaluate(
     number lies that near to a boundary can flip, and the completion with it. Only the temperature shapes the
     distribution: what the model's generation config asks for (penalties, top-k) is set aside.
 
+    Where the task searches, the policy writes turns and an environment answers them (`converse`); lengths and
+    entropies are of what the policy wrote.
+
     Args:
         model: A Hugging Face causal language model; its weights, mode and torch's random state are left as they were.
         tokenizer: Its tokenizer.
-        task: Grades; `encode_prompt` puts its prompts into tokens.
+        task: Grades; `protocol_of` says how its prompts become tokens, and how its searches are answered.
         examples: Problems with ids of their own.
         samples: Completions a problem at ``temperature``; 0 for the greedy ones alone.
         greedy: Also one greedy completion a problem.
         temperature: Divides the logits; 0 makes every sample the greedy one.
-        max_new_tokens: Limit of a completion; one that meets it is unfinished.
+        max_new_tokens: Limit of a completion, what an environment wrote included; one that meets it is unfinished.
         batch_size: Completions at a time.
         seed: Chooses the random numbers; the same for two policies pairs them.
         progress: Called with the completions done and their number.
@@ -59,38 +63,27 @@ def evaluate(
     Degenerate cases:
         An empty completion (the end token at once) has length 1. An end token at the very limit still finishes.
     """
-    limits = {"samples": (samples, 0), "max_new_tokens": (max_new_tokens, 1), "batch_size": (batch_size, 1)}
-    for name, (value, least) in limits.items():
-        if value < least:
-            raise InputError(f"`{name}` must be at least {least}; got {value}.")
-    if not samples and not greedy:
-        raise InputError("`samples` must be at least 1 where `greedy` is off; got 0.")
-    if not examples:
-        raise InputError("`examples` must hold at least one problem; got none.")
-    repeated = [name for name, n in Counter(example.id for example in examples).items() if n > 1]
-    if repeated:
-        raise InputError(f"`examples` must have ids of their own; got {repeated[0]!r} more than once.")
-    prompts = {example.id: encode_prompt(tokenizer, task, example.prompt) for example in examples}
+    _check(examples, samples=samples, greedy=greedy, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    protocol = protocol_of(task, tokenizer)
+    prompts = {example.id: protocol.prompt(example.prompt) for example in examples}
     _check_lengths(model, prompts, max_new_tokens)
     indices = [*([GREEDY] if greedy else []), *range(samples)]
     jobs = [(example, sample) for example in examples for sample in indices]
     jobs.sort(key=lambda job: -len(prompts[job[0].id]))  # like lengths together; the worst for memory first
     rows: list[Row] = []
-    with _plain_generation(model, tokenizer, max_new_tokens) as ends:
+    with plain_generation(model, tokenizer, max_new_tokens) as ends:
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
-            sampler = SeededSampler(
-                [(example.id, sample) for example, sample in batch],
-                seed=seed,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
+            keys = [(example.id, sample) for example, sample in batch]
+            write = SeededTurns(
+                model, protocol, keys, seed=seed, max_new_tokens=max_new_tokens, temperature=temperature, ends=ends
             )
-            written = _generate(model, [prompts[example.id] for example, _ in batch], sampler)
-            entropies = torch.stack(sampler.entropies, dim=1).tolist()
-            rows += [
-                _row(tokenizer, task, example, sample, ids, ends, nats)
-                for (example, sample), ids, nats in zip(batch, written, entropies, strict=True)
-            ]
+            dialogues = converse(
+                protocol, [prompts[example.id] for example, _ in batch], [example.reference for example, _ in batch],
+                write, max_new_tokens=max_new_tokens, ends=ends,
+            )  # fmt: skip
+            graded = zip(batch, dialogues, write.entropies, strict=True)
+            rows += [_row(tokenizer, task, *job, dialogue, nats) for job, dialogue, nats in graded]
             if progress:
                 progress(len(rows), len(jobs))
     settings = {
@@ -108,60 +101,41 @@ def evaluate(
     return Evaluation(tuple(sorted(rows, key=lambda row: (in_order(row.id), row.sample))), settings)
 
 
-def _generate(model: Any, prompts: Sequence[list[int]], sampler: SeededSampler) -> list[list[int]]:
-    """The new tokens of each prompt; prompts are padded on the left and the padding masked."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    written = model.generate(input_ids=ids, attention_mask=mask, logits_processor=[sampler])
-    new: list[list[int]] = written[:, width:].tolist()
-    return new
+def _check(examples: Sequence[Example], *, samples: int, greedy: bool, max_new_tokens: int, batch_size: int) -> None:
+    limits = {"samples": (samples, 0), "max_new_tokens": (max_new_tokens, 1), "batch_size": (batch_size, 1)}
+    for name, (value, least) in limits.items():
+        if value < least:
+            raise InputError(f"`{name}` must be at least {least}; got {value}.")
+    if not samples and not greedy:
+        raise InputError("`samples` must be at least 1 where `greedy` is off; got 0.")
+    if not examples:
+        raise InputError("`examples` must hold at least one problem; got none.")
+    repeated = [name for name, n in Counter(example.id for example in examples).items() if n > 1]
+    if repeated:
+        raise InputError(f"`examples` must have ids of their own; got {repeated[0]!r} more than once.")
 
 
-@contextmanager
-def _plain_generation(model: Any, tokenizer: Any, max_new_tokens: int) -> Iterator[frozenset[int]]:
-    """The model in evaluation mode, without its own wishes about decoding; gives the end tokens."""
-    from transformers import GenerationConfig
-
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # the one that an adapter wraps
-    saved = [(part, part.generation_config) for part in (model, inner) if "generation_config" in vars(part)]
-    named, training = model.generation_config.eos_token_id, model.training
-    ends = frozenset({*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None})
-    if not ends:
-        raise InputError("`tokenizer` must have an end token, or the model's generation config; got none.")
-    plain = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=min(ends)
-    )
-    for part, _ in saved:
-        part.generation_config = plain
-    model.eval()
-    try:
-        yield ends
-    finally:
-        for part, config in saved:
-            part.generation_config = config
-        model.train(training)
-
-
-def _row(
-    tokenizer: Any, task: Task, example: Example, sample: int, ids: list[int], ends: frozenset[int], nats: list[float]
-) -> Row:
-    length = next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))
-    finished = ids[length - 1] in ends
-    body = ids[: length - 1] if finished else ids
-    text = tokenizer.decode(body, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    grade = task.grade(example.reference, text, finished=finished)
+def _row(tokenizer: Any, task: Task, example: Example, sample: int, dialogue: Dialogue, nats: Sequence[float]) -> Row:
+    ids = dialogue.ids[: len(dialogue.ids) - dialogue.finished]  # the end token has no part in the text
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    turns = None
+    if not all(dialogue.mask):
+        offsets = [*token_offsets(tokenizer, ids, text), *[(len(text), len(text))] * dialogue.finished]
+        turns = tuple(policy_turns(offsets, dialogue.mask))
+    grade = grade_rollout(task, example.reference, text, finished=dialogue.finished, turns=turns)
     return Row(
         id=example.id,
         sample=sample,
         correct=grade.outcome > 0,
         format_ok=grade.format_ok,
-        length=length,
-        entropy=round(sum(nats[:length]) / length, 6),
-        finished=finished,
+        length=len(nats),
+        entropy=round(sum(nats) / len(nats), 6),
+        finished=dialogue.finished,
         completion=text,
         reason=grade.reason,
         kinds=grade.kinds,
+        measures=dict(grade.measures),
+        turns=dialogue.turns,
     )
 
 

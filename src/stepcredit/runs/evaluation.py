@@ -3,8 +3,8 @@
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,15 @@ class Row:
         sample: Which of its completions; -1 for the greedy one.
         correct: The outcome is positive.
         format_ok: The form is exactly the one asked for.
-        length: Tokens that the policy wrote, the end token included.
+        length: Tokens that the policy wrote, end tokens included; none of an environment's.
         entropy: Nats, mean over these tokens of the distribution they were drawn from (greedy: at temperature 1);
             rounded to 6 decimals, beyond which the shape of the batch shows.
         finished: It ended with an end token, not at the limit.
         completion: The text.
         reason: The grader's word on the outcome.
         kinds: The grader's word on each step; empty where the task has none.
+        measures: The task's further numbers, by name.
+        turns: How many turns the policy wrote; 1 where nothing answers it.
     """
 
     id: str
@@ -44,6 +46,8 @@ class Row:
     completion: str
     reason: str
     kinds: tuple[str, ...]
+    measures: Mapping[str, float] = field(default_factory=dict, hash=False)
+    turns: int = 1
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,9 @@ class Evaluation:
     settings: dict[str, Any]
 
     def table(self) -> list[dict[str, Any]]:
-        """The rows as plain values, for `stepcredit.files.write_rows`."""
-        return [{**dataclasses.asdict(row), "kinds": list(row.kinds)} for row in self.rows]
+        """The rows as plain values, for `stepcredit.files.write_rows`; each measure is a column."""
+        rows = [{**dataclasses.asdict(row), "kinds": list(row.kinds), **row.measures} for row in self.rows]
+        return [{name: value for name, value in row.items() if name != "measures"} for row in rows]
 
     def summary(self, ks: Sequence[int] = (1,)) -> dict[str, Any]:
         """Plain values: each metric's mean with its 95% interval by problem, the graders' reasons, the settings.
@@ -72,8 +77,9 @@ class Evaluation:
             ``metrics`` holds ``{"mean", "low", "high"}`` by name: ``pass@k`` over the samples and ``greedy`` (one
             greedy completion a problem); over the samples, or the greedy completions where there are none:
             ``length``, ``length_correct``, ``length_wrong`` (None where no completion is), ``entropy``,
-            ``finished``, ``format_ok``, and ``repeated_steps`` and ``merged_steps`` a completion where the task
-            names its steps. ``reasons`` counts the graders' words over the same completions.
+            ``finished``, ``format_ok``, ``repeated_steps`` and ``merged_steps`` a completion where the task names its
+            steps, ``turns`` a completion where one has several, and the task's measures. ``reasons`` counts the
+            graders' words over the same completions.
 
         Raises:
             InputError: A k is below 1 or above the samples a problem.
@@ -107,6 +113,9 @@ class Evaluation:
         values |= {name: _sums(rows, name) / each for name in ("length", "entropy", "finished", "format_ok")}
         if any(row.kinds for row in rows):
             values |= {f"{kind}_steps": _sums(rows, kind) / each for kind in WATCHED_KINDS}
+        if any(row.turns != 1 for row in rows):
+            values["turns"] = _sums(rows, "turns") / each
+        values |= {name: _sums(rows, name) / each for name in rows[0].measures}
         return values
 
     def _described(self) -> list[Row]:
@@ -146,10 +155,13 @@ def compare(a: Evaluation, b: Evaluation, ks: Sequence[int] = (1,)) -> dict[str,
 
 
 def _sums(rows: Sequence[Row], name: str) -> Floats:
-    """Sum a problem of an attribute, or of the steps of a kind; problems in the order of the rows."""
+    """Sum a problem of an attribute, a measure, or the steps of a kind; problems in the order of the rows."""
     totals: dict[str, float] = {}
     for row in rows:
-        value = row.kinds.count(name) if name in WATCHED_KINDS else getattr(row, name)
+        if name in row.measures:
+            value = row.measures[name]
+        else:
+            value = row.kinds.count(name) if name in WATCHED_KINDS else getattr(row, name)
         totals[row.id] = totals.get(row.id, 0.0) + value
     return np.array(list(totals.values()), dtype=np.float64)
 

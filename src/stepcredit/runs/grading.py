@@ -1,12 +1,41 @@
 """A task inside a trainer: its grades as reward functions, as a process signal and as metrics, each made once."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import repeat, takewhile
 from typing import Any, ClassVar
 
-from stepcredit.batch import Rollouts, ScoredSpan
-from stepcredit.tasks import Grade, Task
+from stepcredit.batch import Rollouts, ScoredSpan, Span
+from stepcredit.errors import InputError
+from stepcredit.signals.offsets import policy_turns, token_offsets
+from stepcredit.tasks import Grade, SearchTask, Task
 
 _MEMORY = 10_000  # grades kept: a generation batch is graded once and read four times
+
+Turns = tuple[Span, ...] | None
+
+
+def grade_rollout(task: Task, reference: str, text: str, *, finished: bool, turns: Turns = None) -> Grade:
+    """A task's grade; a task that searches is told which spans the policy wrote.
+
+    Args:
+        task: The task.
+        reference: The example's.
+        text: The completion.
+        finished: It was not cut.
+        turns: The policy's turns; None where it wrote everything.
+
+    Raises:
+        InputError: The grade lacks one of the measures that the task names, or has another.
+    """
+    if isinstance(task, SearchTask):
+        grade = task.grade(reference, text, finished=finished, turns=turns)
+    else:
+        grade = task.grade(reference, text, finished=finished)
+    if set(grade.measures) != set(task.measures):
+        raise InputError(
+            f"`task` must give each of its measures, {task.measures}, in every grade; got {tuple(grade.measures)}."
+        )
+    return grade
 
 
 class TaskGrader:
@@ -16,23 +45,31 @@ class TaskGrader:
         task: The task.
         tokenizer: The policy's; the graded text is what it decodes the sampled ids to, special tokens left out.
         eos_ids: The ids that end a completion; one that ends otherwise was cut by the length limit.
+        asks: Whether a turn asks an environment for something (`TurnProtocol.asks`). A completion whose last turn does
+            got no answer, and is unfinished even where it ends in one of ``eos_ids``.
     """
 
     name: ClassVar[str] = "task_steps"
     unit: ClassVar[str] = "1 while the prefix is right, 0 from the first error on"
     requires: ClassVar[frozenset[str]] = frozenset({"references", "token_ids"})
 
-    def __init__(self, task: Task, tokenizer: Any, eos_ids: Collection[int]) -> None:
-        self.task, self.tokenizer, self.eos_ids = task, tokenizer, frozenset(eos_ids)
-        self._grades: dict[tuple[str, str, bool], Grade] = {}
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: Any,
+        eos_ids: Collection[int],
+        asks: Callable[[Sequence[int]], bool] | None = None,
+    ) -> None:
+        self.task, self.tokenizer, self.eos_ids, self.asks = task, tokenizer, frozenset(eos_ids), asks
+        self._grades: dict[tuple[str, str, bool, Turns], Grade] = {}
 
-    def outcome(self, completion_ids: Sequence[Sequence[int]], reference: Sequence[str], **_: Any) -> list[float]:
+    def outcome(self, completion_ids: Sequence[Sequence[int]], reference: Sequence[str], **row: Any) -> list[float]:
         """A reward function: is the answer right?"""
-        return [grade.outcome for grade in self._graded(completion_ids, reference)]
+        return [grade.outcome for grade in self._graded(completion_ids, reference, row.get("policy_mask"))]
 
-    def format(self, completion_ids: Sequence[Sequence[int]], reference: Sequence[str], **_: Any) -> list[float]:
+    def format(self, completion_ids: Sequence[Sequence[int]], reference: Sequence[str], **row: Any) -> list[float]:
         """A reward function: is the form the one that the task asks for?"""
-        return [float(grade.format_ok) for grade in self._graded(completion_ids, reference)]
+        return [float(grade.format_ok) for grade in self._graded(completion_ids, reference, row.get("policy_mask"))]
 
     def score(self, rollouts: Rollouts) -> list[tuple[ScoredSpan, ...]]:
         """A text signal: the task's ground truth for every step."""
@@ -40,44 +77,80 @@ class TaskGrader:
 
     def grades(self, rollouts: Rollouts) -> list[Grade]:
         """The grade of each rollout."""
-        ids, references = rollouts.token_ids or [], rollouts.references or []
-        rows = zip(references, rollouts.completions, ids, strict=True)
-        return [self._grade(reference, text, self._finished(row)) for reference, text, row in rows]
+        rows = zip(rollouts.references or [], rollouts.completions, self._finished_of(rollouts), _turns(rollouts),
+                   strict=True)  # fmt: skip
+        return [self._grade(*row) for row in rows]
 
     def counts(self, rollouts: Rollouts) -> Mapping[str, float]:
-        """Sums over the rollouts of what the task knows: right, well formed, finished, unparsed, steps of each kind.
+        """Sums over the rollouts of what the task knows.
 
-        ``repeated_lines`` are those that stood in the same completion before: what a policy writes that games a signal.
+        Right, well formed, finished, unparsed, steps of each kind, and the task's measures. ``repeated_lines`` are
+        those of the policy that stood in the same completion before, in the policy's words: what a policy writes that
+        games a signal.
         """
         totals: dict[str, float] = dict.fromkeys(
             ("accuracy", "format_ok", "truncated", "unparsed", "repeated_lines"), 0.0
         )
         totals |= dict.fromkeys((f"steps_{kind}" for kind in self.task.kinds), 0.0)
-        rows = zip(self.grades(rollouts), rollouts.token_ids or [], rollouts.completions, strict=True)
-        for grade, ids, text in rows:
+        totals |= dict.fromkeys(self.task.measures, 0.0)
+        rows = zip(self.grades(rollouts), self._finished_of(rollouts), rollouts.completions, _turns(rollouts),
+                   strict=True)  # fmt: skip
+        for grade, finished, text, turns in rows:
             totals["accuracy"] += grade.outcome
             totals["format_ok"] += grade.format_ok
-            totals["truncated"] += not self._finished(ids)
+            totals["truncated"] += not finished
             totals["unparsed"] += not grade.parsed
-            lines = [line for line in text.splitlines() if line.strip()]
+            mine = [text] if turns is None else [text[start:end] for start, end in turns]
+            lines = [line for part in mine for line in part.splitlines() if line.strip()]
             totals["repeated_lines"] += len(lines) - len(set(lines))
             for kind in grade.kinds:
                 totals[f"steps_{kind}"] += 1
+            for name, value in grade.measures.items():
+                totals[name] += value
         return totals
 
-    def _graded(self, completion_ids: Sequence[Sequence[int]], references: Sequence[str]) -> list[Grade]:
+    def _graded(
+        self,
+        completion_ids: Sequence[Sequence[int]],
+        references: Sequence[str],
+        masks: Sequence[Sequence[int]] | None,
+    ) -> list[Grade]:
         ids = [list(map(int, row)) for row in completion_ids]
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        rows = zip(references, texts, ids, strict=True)
-        return [self._grade(reference, text, self._finished(row)) for reference, text, row in rows]
+        grades = []
+        for row, text, reference, mask in zip(ids, texts, references, masks or repeat(None, len(ids)), strict=True):
+            turns = None
+            if mask is not None and not all(mask):
+                turns = tuple(policy_turns(token_offsets(self.tokenizer, row, text), mask))
+            grades.append(self._grade(reference, text, self._finished(row, mask), turns))
+        return grades
 
-    def _grade(self, reference: str, text: str, finished: bool) -> Grade:
-        key = (reference, text, finished)
+    def _grade(self, reference: str, text: str, finished: bool, turns: Turns) -> Grade:
+        key = (reference, text, finished, turns)
         if key not in self._grades:
             if len(self._grades) >= _MEMORY:
                 self._grades.clear()
-            self._grades[key] = self.task.grade(reference, text, finished=finished)
+            self._grades[key] = grade_rollout(self.task, reference, text, finished=finished, turns=turns)
         return self._grades[key]
 
-    def _finished(self, ids: Sequence[int]) -> bool:
-        return bool(ids) and int(ids[-1]) in self.eos_ids
+    def _finished_of(self, rollouts: Rollouts) -> list[bool]:
+        ids = rollouts.token_ids or []
+        return [self._finished(*row) for row in zip(ids, rollouts.response_mask or repeat(None, len(ids)), strict=True)]
+
+    def _finished(self, ids: Sequence[int], mask: Sequence[int | bool] | None) -> bool:
+        if not ids or int(ids[-1]) not in self.eos_ids:
+            return False
+        if self.asks is None:
+            return True
+        kept = len(ids) if mask is None else sum(1 for _ in takewhile(bool, reversed(mask)))
+        return bool(kept) and not self.asks(ids[-kept:])
+
+
+def _turns(rollouts: Rollouts) -> list[Turns]:
+    """The turns of each rollout; None for one that the policy wrote from start to end, as the reward functions say."""
+    if rollouts.turns is None:
+        return [None] * len(rollouts)
+    whole = [[Span(0, len(text))] for text in rollouts.completions]
+    return [
+        None if list(row) == all_of_it else tuple(row) for row, all_of_it in zip(rollouts.turns, whole, strict=True)
+    ]

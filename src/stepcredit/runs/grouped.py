@@ -1,5 +1,7 @@
 """Sampling for policies that TRL would generate with Transformers: a prompt is read once for its whole group."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
@@ -24,28 +26,52 @@ class GroupedSampler:
 
     def __call__(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
         """Ids of the prompts and of one completion each; no log-probabilities: the trainer computes its own."""
-        settings = trainer.generation_config
-        plain = {"top_p": 1.0, "min_p": None, "repetition_penalty": 1.0}
-        for name, value in plain.items():
-            if getattr(settings, name, value) not in (value, None):
-                raise InputError(f"`run.sampler` must be 'trl' with {name} {getattr(settings, name)}; got 'grouped'.")
         prompt_ids = trainer._tokenize_prompts(prompts)[0]
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        training = model.training
-        model.eval()
-        try:
+        with plain_sampling(trainer) as model:
             completions = sample_groups(
-                model, prompt_ids, eos_ids=trainer.eos_token_ids, max_new_tokens=trainer.max_completion_length,
-                temperature=trainer.temperature, pad_id=trainer._tokenizer.pad_token_id,
+                model, prompt_ids, eos_ids=end_ids(trainer), max_new_tokens=trainer.max_completion_length,
+                temperature=trainer.temperature, pad_id=trainer.processing_class.pad_token_id,
             )  # fmt: skip
-        finally:
-            model.train(training)
         return {"prompt_ids": prompt_ids, "completion_ids": completions, "logprobs": None}
+
+
+@contextmanager
+def plain_sampling(trainer: Any) -> Iterator[Any]:
+    """The trainer's policy, in evaluation mode while it samples.
+
+    Raises:
+        InputError: The trainer's settings ask for what plain sampling does not do.
+    """
+    settings = trainer.generation_config
+    plain = {"top_p": 1.0, "min_p": None, "repetition_penalty": 1.0}
+    for name, value in plain.items():
+        if getattr(settings, name, value) not in (value, None):
+            raise InputError(f"`run.sampler` must be 'trl' with {name} {getattr(settings, name)}; got 'grouped'.")
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    training = model.training
+    model.eval()
+    try:
+        yield model
+    finally:
+        model.train(training)
+
+
+def end_ids(trainer: Any) -> list[int]:
+    """The ids that end a completion; older versions of TRL know the tokenizer's alone."""
+    found: Sequence[int] = getattr(trainer, "eos_token_ids", None) or [trainer.processing_class.eos_token_id]
+    return list(found)
 
 
 @torch.no_grad()
 def sample_groups(
-    model: Any, prompt_ids: list[list[int]], *, eos_ids: list[int], max_new_tokens: int, temperature: float, pad_id: int
+    model: Any,
+    prompt_ids: list[list[int]],
+    *,
+    eos_ids: Sequence[int],
+    max_new_tokens: int | Sequence[int],
+    temperature: float,
+    pad_id: int,
+    stops: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[list[int]]:
     """Samples one completion a prompt; equal prompts that follow each other share their reading.
 
@@ -53,9 +79,10 @@ def sample_groups(
         model: A Transformers causal language model with a dynamic cache.
         prompt_ids: Ids, ragged; one entry a completion. Shape: [batch][tokens].
         eos_ids: The ids that end a completion; they are part of it.
-        max_new_tokens: Limit of a completion.
+        max_new_tokens: Limit of a completion, one for all or one each; at least 1.
         temperature: Divides the logits; above 0.
         pad_id: Fills prompts on the left where they differ in length.
+        stops: Says whether the ids of a completion so far end it, beside ``eos_ids``.
 
     Returns:
         The ids of each completion, drawn with torch's random state. Shape: [batch][tokens].
@@ -71,18 +98,22 @@ def sample_groups(
     cache.batch_select_indices(of_group)
     seen = seen[of_group]
     rows = torch.arange(len(prompt_ids), device=model.device)  # which completion each row of the batch is
-    written = torch.full((len(prompt_ids), max_new_tokens), pad_id, device=model.device)
-    lengths = torch.full((len(prompt_ids),), max_new_tokens, device=model.device)
+    limits = torch.tensor(max_new_tokens, device=model.device).expand(len(prompt_ids))
+    lengths, longest = limits.clone(), int(limits.max())
+    written = torch.full((len(prompt_ids), longest), pad_id, device=model.device)
     ended = torch.zeros_like(rows, dtype=torch.bool)
     ends = torch.tensor(list(eos_ids), device=model.device)
-    for position in range(max_new_tokens):
+    for position in range(longest):
         noise = torch.empty_like(logits, dtype=torch.float32).exponential_().log_()
         token = (logits.float() / temperature - noise).argmax(-1)  # the Gumbel-max trick: a draw from the softmax
         written[rows, position] = token
-        ends_now = torch.isin(token, ends) & ~ended
+        ends_now = torch.isin(token, ends)
+        if stops is not None:
+            ends_now |= torch.tensor([stops(ids) for ids in written[rows, : position + 1].tolist()]).to(ends_now.device)
+        ends_now &= ~ended
         lengths[rows[ends_now]] = position + 1
-        ended |= ends_now
-        if bool(ended.all()) or position + 1 == max_new_tokens:
+        ended |= ends_now | (limits[rows] <= position + 1)
+        if bool(ended.all()):
             break
         if float(ended.float().mean()) > 1 - _SHRINK:
             keep = (~ended).nonzero().squeeze(1)

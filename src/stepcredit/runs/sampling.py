@@ -47,6 +47,8 @@ class SeededSampler:
         max_new_tokens: Tokens to sample, at most.
         temperature: Divides the scores; 0 makes every row greedy.
         top_p: Nucleus: sample among the fewest most likely tokens whose probabilities reach this sum; 1 for all.
+        starts: How many tokens each row has sampled before, in earlier turns of its completion; None for none. Its next
+            token is drawn with the number after those.
 
     Attributes:
         entropies: One float64 [rows] a sampled position: nats of the distribution drawn from. A greedy row tells that
@@ -54,10 +56,11 @@ class SeededSampler:
 
     Raises:
         InputError: An argument is out of its range; on a call, other rows than keys, scores with nan or without any
-            finite number, or more calls than ``max_new_tokens``.
+            finite number, or more calls than ``max_new_tokens`` leaves to the row that has the most left.
 
     Degenerate cases:
         Greedy ties go to the lowest token id. A token of probability 0 (score -inf) is never drawn, u = 0 included.
+        A row that has had its last number while others go on gets tokens that mean nothing: cut it there.
 
     Example:
         >>> sampler = SeededSampler([("a", 0), ("a", GREEDY)], seed=0, max_new_tokens=1)
@@ -77,6 +80,7 @@ class SeededSampler:
         max_new_tokens: int,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        starts: Sequence[int] | None = None,
     ) -> None:
         if not 0.0 <= temperature < float("inf"):
             raise InputError(f"`temperature` must be 0 (greedy) or a positive number; got {temperature}.")
@@ -87,6 +91,11 @@ class SeededSampler:
         self.entropies: list[Tensor] = []
         draws = [uniforms(seed, example_id, sample, max_new_tokens) for example_id, sample in self.keys]
         self._uniforms = torch.from_numpy(np.stack(draws))
+        self._starts = torch.zeros(len(self.keys), dtype=torch.long) if starts is None else torch.tensor(list(starts))
+        if self._starts.shape != (len(self.keys),) or not bool(
+            ((self._starts >= 0) & (self._starts < max_new_tokens)).all()
+        ):
+            raise InputError(f"`starts` must have a number from 0 to {max_new_tokens - 1} for every row; got {starts}.")
         self._greedy = torch.tensor([[temperature == 0 or sample == GREEDY] for _, sample in self.keys])
         self._temperatures = torch.where(self._greedy, 1.0, torch.tensor(temperature, dtype=torch.float64))
 
@@ -99,9 +108,10 @@ class SeededSampler:
         """
         if len(input_ids) != len(self.keys):
             raise InputError(f"`keys` must name every row; got {len(self.keys)} for {len(input_ids)} rows.")
-        position = len(self.entropies)
-        if position >= self._uniforms.shape[1]:
-            raise InputError(f"`max_new_tokens` must cover every call; got {self._uniforms.shape[1]}.")
+        positions = self._starts + len(self.entropies)
+        last = self._uniforms.shape[1] - 1
+        if int(positions.min()) > last:
+            raise InputError(f"`max_new_tokens` must cover every call; got {last + 1}.")
         p = torch.softmax(scores.double() / self._temperatures.to(scores.device), dim=-1)
         if not bool(p.isfinite().all()):  # softmax spreads a nan, an inf or a row of -inf over its row
             row = int((~p.isfinite()).any(dim=-1).nonzero()[0])
@@ -111,7 +121,7 @@ class SeededSampler:
             p = torch.where(greedy, p, _nucleus(p, self.top_p))
         self.entropies.append(torch.special.entr(p / p.sum(dim=-1, keepdim=True)).sum(dim=-1).cpu())
         cdf = p.cumsum(dim=-1)
-        u = self._uniforms[:, position, None].to(scores.device)
+        u = self._uniforms.gather(1, positions.clamp(max=last)[:, None]).to(scores.device)
         drawn = torch.searchsorted(cdf, u * cdf[:, -1:], right=True)
         token = torch.where(greedy, scores.argmax(dim=-1, keepdim=True), drawn)
         return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)

@@ -19,9 +19,10 @@ from stepcredit.config.run import RunConfig, typed
 from stepcredit.errors import InputError, MissingExtraError
 from stepcredit.runs.callbacks import RolloutObserver
 from stepcredit.runs.grading import TaskGrader
-from stepcredit.runs.grouped import GroupedSampler
 from stepcredit.runs.policies import add_lora, load_policy, render_prompt
 from stepcredit.runs.process import model_arguments, signal_arguments
+from stepcredit.runs.protocols import protocol_of
+from stepcredit.runs.rollouts import rollout_arguments
 
 _OURS = {  # GRPOConfig fields that the run itself decides, and what says so
     "output_dir": "by --out",
@@ -129,7 +130,9 @@ def make_trainer(
         ]
     )
     eos = policy.model.generation_config.eos_token_id
-    grader = TaskGrader(task, tokenizer, {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None})
+    ends = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
+    protocol = protocol_of(task, tokenizer)
+    grader = TaskGrader(task, tokenizer, ends, protocol.asks)
     estimator = build_estimator(*typed("estimator", config.estimator))
     observer = RolloutObserver(
         grader, estimator.type, every=config.run.rollouts_every, kept=config.run.rollouts_kept, last=config.run.steps
@@ -139,12 +142,12 @@ def make_trainer(
     process = signal_arguments(config, policy, grader, run_folder)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func says so of itself
-    rollout_func = GroupedSampler() if config.run.sampler == "grouped" else None
+    rollouts = rollout_arguments(config.run.sampler, settings, protocol, examples[0].reference)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*PyTorch.*distributed.*|.*pin_memory.*", category=UserWarning)
         trainer = CreditGRPOTrainer(
             model=model, reward_funcs=[grader.outcome, grader.format], args=settings, train_dataset=data,
-            processing_class=tokenizer, callbacks=list(callbacks), rollout_func=rollout_func,
+            processing_class=tokenizer, callbacks=list(callbacks), **rollouts,
             estimator=estimator, outcome=["outcome"], format=["format"], on_credit=observer,
             kl_every=config.run.kl_every, **beside, **process, **config.credit,
         )  # fmt: skip

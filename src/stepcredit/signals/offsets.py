@@ -1,9 +1,11 @@
 """Character offsets of sampled tokens: ids in, character ranges of the exact completion text out."""
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+from stepcredit.batch import Span
 from stepcredit.errors import InputError
 
 _WINDOW = 32  # tokens between two anchors, and the least context before a window
@@ -94,6 +96,46 @@ def token_offsets(
         ranges = _ranges(ids, text, decode, len(ids) + 1)
     assert ranges is not None  # without a second anchor the last prefix is the whole, which equals the text
     return ranges
+
+
+def policy_turns(offsets: Sequence[tuple[int, int]], policy_mask: Sequence[bool | int]) -> list[Span]:
+    """The turns of a completion that an environment writes parts of: what the policy wrote, run by run.
+
+    Args:
+        offsets: The characters of each token, as `token_offsets` gives them. Shape: [tokens].
+        policy_mask: True (or 1) where the policy wrote the token. Shape: [tokens].
+
+    Returns:
+        For each maximal run of policy tokens its characters, in order. A character that a run shares with a token of
+        the environment is the environment's.
+
+    Raises:
+        InputError: The lengths differ.
+
+    Degenerate cases:
+        A run without characters (an end of sequence alone) is a turn without characters. No policy token: no turn.
+
+    Example:
+        >>> policy_turns([(0, 2), (2, 3), (3, 6), (6, 9), (9, 9)], [1, 1, 0, 1, 1])
+        [Span(start=0, end=3), Span(start=6, end=9)]
+    """
+    if len(offsets) != len(policy_mask):
+        raise InputError(
+            f"`policy_mask` must have one entry a token; got {len(policy_mask)} for {len(offsets)} tokens."
+        )
+    turns: list[Span] = []
+    taken = 0  # where the environment's characters end so far
+    runs = groupby(zip(offsets, policy_mask, strict=True), key=lambda pair: bool(pair[1]))
+    for mine, pairs in runs:
+        ranges = [offset for offset, _ in pairs]
+        start, end = ranges[0][0], ranges[-1][1]
+        if mine:
+            turns.append(Span(max(start, taken), max(end, taken)))
+            continue
+        taken = end
+        if turns and turns[-1].end > start:
+            turns[-1] = Span(min(turns[-1].start, start), start)
+    return turns
 
 
 def _pieces_of(tokenizer: Any, skip_special_tokens: bool) -> Pieces:

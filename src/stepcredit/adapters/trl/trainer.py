@@ -12,7 +12,7 @@ from stepcredit.adapters.trl import guards, learning
 from stepcredit.adapters.trl.channels import Channels
 from stepcredit.adapters.trl.crediting import Observer, Settings, gspo_old_logprobs, with_credit
 from stepcredit.adapters.trl.models import frozen, reference_model
-from stepcredit.adapters.trl.rollouts import Cut
+from stepcredit.adapters.trl.rollouts import Cut, generated_mask, with_policy_mask
 from stepcredit.errors import InputError, MissingExtraError
 from stepcredit.estimators import Estimator
 from stepcredit.signals import Guard, LearningSignal, LogProbSource, Signal
@@ -31,17 +31,29 @@ class _CreditMixin:
 
     _credit: Settings | None = None
     _captured: tuple[Any, ...] | None = None
+    _policy_mask: list[list[int]] | None = None
+    credit_inputs: list[dict[str, Any]] | None = None  # the rows that are being generated for, while they are
     _gspo_inputs: dict[str, Any] | None = None
 
     def _calculate_rewards(
         self: Any, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any, *args: Any, **kwargs: Any
     ) -> Any:
+        inputs = with_policy_mask(inputs, self._policy_mask)
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list, *args, **kwargs)  # type: ignore[misc]
         self._captured = (inputs, completion_ids_list, rewards)
         return rewards
 
+    def _generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = super()._generate(*args, **kwargs)  # type: ignore[misc]
+        self._policy_mask = generated_mask(output)
+        return output
+
     def _generate_and_score_completions(self: Any, inputs: Any) -> Any:
-        output = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        self.credit_inputs = inputs
+        try:
+            output = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        finally:
+            self.credit_inputs = self._policy_mask = None
         captured, self._captured = self._captured, None
         if self._credit is None:  # still in the constructor
             return output
