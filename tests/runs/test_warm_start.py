@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from stepcredit.cli import warm_start as verb
 from stepcredit.errors import InputError
-from stepcredit.runs import tiny, warm_start
+from stepcredit.runs import provenance, tiny, warm_start
+from stepcredit.runs.courses import ArithmeticCourse
 from stepcredit.runs.policies import load_policy
 from stepcredit.tasks import Arithmetic
 
@@ -48,7 +49,7 @@ def test_the_tokenizer_is_exact_on_every_text_of_the_task(task, seed, noise):
 @given(st.text("abcr0123+=: \nswen", max_size=20))
 def test_text_of_the_vocabulary_comes_back_and_other_characters_are_unknown_one_by_one(text):
     tokens = TOKENIZER.convert_ids_to_tokens(TOKENIZER(text, add_special_tokens=False)["input_ids"])
-    assert tokens == [token if token in tiny.VOCABULARY else "<unk>" for token in tokens_by_hand(text)]
+    assert tokens == [token if token in tiny.ARITHMETIC.vocabulary else "<unk>" for token in tokens_by_hand(text)]
 
 
 def test_a_step_is_seven_tokens_and_what_is_unknown_says_so():
@@ -69,9 +70,9 @@ def test_weights_at_the_start_follow_the_seed_and_leave_the_random_state():
 
 def test_training_is_a_function_of_its_seed_and_leaves_threads_and_random_state():
     before, threads = torch.get_rng_state(), torch.get_num_threads()
-    task, seen = Arithmetic(operations=3), []
+    course, seen = ArithmeticCourse(Arithmetic(operations=3)), []
     runs = [
-        warm_start.warm_start(task, updates=3, batch_size=8, seed=seed, progress=lambda *told: seen.append(told))
+        warm_start.warm_start(course, updates=3, batch_size=8, seed=seed, progress=lambda *told: seen.append(told))
         for seed in (0, 0, 1)
     ]
     (first, _, report), (same, _, again), (other, _, _) = runs
@@ -86,7 +87,7 @@ def test_training_is_a_function_of_its_seed_and_leaves_threads_and_random_state(
 def test_the_loss_is_that_of_the_completion_and_its_end_alone():
     # An independent draw of the first batch, and a plain loop over rows and positions, one row a forward pass.
     task, seed, size = Arithmetic(operations=4), 2, 5
-    report = warm_start.warm_start(task, updates=1, batch_size=size, seed=seed)[2]
+    report = warm_start.warm_start(ArithmeticCourse(task), updates=1, batch_size=size, seed=seed)[2]
     rng, model = random.Random(seed), tiny.tiny_model(seed)
     nats, count = 0.0, 0
     for number in range(size):
@@ -115,8 +116,10 @@ def test_the_learning_rate_rises_then_falls_in_a_line():
 
 
 def test_the_loss_goes_down():
-    losses = warm_start.warm_start(Arithmetic(operations=4), updates=30, batch_size=16)[2].losses
-    assert losses[0] == pytest.approx(math.log(len(tiny.VOCABULARY)), rel=0.05)  # at first every token is as likely
+    losses = warm_start.warm_start(ArithmeticCourse(Arithmetic(operations=4)), updates=30, batch_size=16)[2].losses
+    assert losses[0] == pytest.approx(
+        math.log(len(tiny.ARITHMETIC.vocabulary)), rel=0.05
+    )  # at first every token is as likely
     assert losses[-1] < 0.75 * losses[0]
 
 
@@ -134,21 +137,21 @@ def test_the_loss_goes_down():
 )
 def test_what_cannot_be_trained_is_refused(options, message):
     with pytest.raises(InputError, match=re.escape(message)):
-        warm_start.warm_start(Arithmetic(operations=2), **options)
+        warm_start.warm_start(ArithmeticCourse(Arithmetic(operations=2)), **options)
 
 
 @pytest.fixture(scope="module")
 def trained():
-    return warm_start.warm_start(Arithmetic(operations=1), updates=2, batch_size=4)
+    return warm_start.warm_start(ArithmeticCourse(Arithmetic(operations=1)), updates=2, batch_size=4)
 
 
-ACCURACY = [warm_start.Accuracy(operations=1, problems=4, sampled=0.25, greedy=0.5, finished=1.0, length=12.0)]
+ACCURACY = [warm_start.Accuracy(exam="1", problems=4, sampled=0.25, greedy=0.5, finished=1.0, length=12.0)]
 
 
 def test_the_folder_is_standard_and_reloads_with_equal_logits(tmp_path, trained):
     model, tokenizer, report = trained
     folder = tmp_path / "policy"
-    digest = warm_start.save_warm_start(folder, model, tokenizer, report, ACCURACY, command="make it")
+    digest = provenance.save_warm_start(folder, model, tokenizer, report, ACCURACY, command="make it")
     names = ["PROVENANCE.md", "config.json", "generation_config.json", "model.safetensors"]
     assert sorted(path.name for path in folder.iterdir()) == [*names, "tokenizer.json", "tokenizer_config.json"]
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
@@ -158,10 +161,10 @@ def test_the_folder_is_standard_and_reloads_with_equal_logits(tmp_path, trained)
     generation = json.loads((folder / "generation_config.json").read_text())
     assert [generation[f"{name}_token_id"] for name in ("pad", "bos", "eos")] == [0, 1, 2]
     assert digest == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    provenance = (folder / "PROVENANCE.md").read_text()
-    assert digest in provenance
-    assert "    make it\n" in provenance
-    assert "| 1 | 0.250 | 0.500 | 1.000 | 12.0 |" in provenance
+    told = (folder / "PROVENANCE.md").read_text()
+    assert digest in told
+    assert "    make it\n" in told
+    assert "| 1 | 0.250 | 0.500 | 1.000 | 12.0 |" in told
     policy = load_policy(folder)
     ids = tokenizer("a:3b:+5\nb:3+5=8\n", return_tensors="pt")["input_ids"]
     assert policy.tokenizer("a:3b:+5\nb:3+5=8\n")["input_ids"] == ids[0].tolist()
@@ -173,12 +176,12 @@ def test_a_folder_is_never_written_over_and_never_half_there(tmp_path, trained, 
     for there in (tmp_path / "there", tmp_path / "link"):
         there.mkdir() if there.name == "there" else there.symlink_to(tmp_path / "nowhere")
         with pytest.raises(InputError, match="must name a folder that does not exist yet"):
-            warm_start.save_warm_start(there, *trained, ACCURACY, command="")
+            provenance.save_warm_start(there, *trained, ACCURACY, command="")
     with pytest.raises(InputError, match="must lie in a folder that exists"):
-        warm_start.save_warm_start(tmp_path / "no" / "policy", *trained, ACCURACY, command="")
-    monkeypatch.setattr(warm_start, "_provenance", lambda *_: 1 / 0)
+        provenance.save_warm_start(tmp_path / "no" / "policy", *trained, ACCURACY, command="")
+    monkeypatch.setattr(provenance, "_provenance", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        warm_start.save_warm_start(tmp_path / "policy", *trained, ACCURACY, command="")
+        provenance.save_warm_start(tmp_path / "policy", *trained, ACCURACY, command="")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"]
 
 
@@ -189,8 +192,11 @@ def test_the_verb_trains_measures_and_writes(tmp_path, capsys):
     result = verb.run(parser.parse_args(words))
     assert json.loads(json.dumps(result)) == result
     assert "2 of 2 updates" in capsys.readouterr().err
-    assert [row["operations"] for row in result["accuracy"]] == [2]
-    assert result["command"].endswith("--operations 2 --modulus 10 --updates 2 --seed 0 --problems 2 --threads 1")
+    assert [row["exam"] for row in result["accuracy"]] == ["2"]
+    assert result["command"].endswith(
+        "--task arithmetic --tutor noisy --operations 2 --modulus 10 --updates 2 --batch-size 64 --seed 0 --problems 2 "
+        "--threads 1"
+    )
     assert result["sha256"] in (tmp_path / "p" / "PROVENANCE.md").read_text()
     assert result["sha256"] in verb.show(result)
     for more, message in (([], "does not exist yet"), (["--problems", "0", "--out", str(tmp_path / "q")], "problems")):
@@ -199,20 +205,20 @@ def test_the_verb_trains_measures_and_writes(tmp_path, capsys):
 
 
 def test_the_shipped_policy_is_the_one_its_provenance_tells_of():
-    provenance = (SHIPPED / "PROVENANCE.md").read_text()
+    written = (SHIPPED / "PROVENANCE.md").read_text()
     weights = (SHIPPED / "model.safetensors").read_bytes()
-    assert re.findall("[0-9a-f]{64}", provenance) == [hashlib.sha256(weights).hexdigest()]
+    assert re.findall("[0-9a-f]{64}", written) == [hashlib.sha256(weights).hexdigest()]
     policy = load_policy("tiny-arithmetic")
-    assert f"{policy.model.num_parameters():,} parameters" in provenance
+    assert f"{policy.model.num_parameters():,} parameters" in written
     assert policy.tokenizer.get_vocab() == TOKENIZER.get_vocab()
-    told = {int(cells[0]): float(cells[1]) for cells in re.findall(r"^\| (\d+) \| ([\d.]+) \|", provenance, re.M)}
+    told = {int(cells[0]): float(cells[1]) for cells in re.findall(r"^\| (\d+) \| ([\d.]+) \|", written, re.M)}
     assert list(told) == list(range(2, 11))
     assert 0.12 <= told[10] <= 0.20  # right often enough to learn from, wrong often enough to have much to learn
 
 
 def test_the_shipped_policy_answers_as_often_as_told():
     policy = load_policy("tiny-arithmetic")
-    accuracy = warm_start.measure(policy.model, policy.tokenizer, Arithmetic(operations=10), problems=64)
+    accuracy = warm_start.measure(policy.model, policy.tokenizer, "10", Arithmetic(operations=10), problems=64)
     assert 0.02 <= accuracy.sampled <= 0.33  # about .14 with a standard error of .043: 2.8 of them below, 4.4 above
     assert accuracy.finished > 0.9
     assert policy.model.dtype == torch.float32

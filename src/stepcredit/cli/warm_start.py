@@ -1,9 +1,9 @@
-"""A small policy from nothing: supervised training on a tutor of the built-in arithmetic task."""
+"""A small policy from nothing: supervised training on a tutor of a built-in task."""
 
 import argparse
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from stepcredit.errors import InputError
@@ -11,7 +11,7 @@ from stepcredit.files import check_new_folder
 from stepcredit.tasks import Arithmetic
 
 NAME = "warm-start"
-HELP = "train the built-in tiny policy from nothing"
+HELP = "train a built-in tiny policy from nothing"
 
 _LINE_EVERY_S = 5.0
 
@@ -22,9 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tutor", choices=("noisy", "clean"), default="noisy", help="errs by design (default), or never: for a teacher"
     )
-    parser.add_argument("--operations", type=int, default=10, help="the most operations a problem (default 10)")
-    parser.add_argument("--modulus", type=int, default=10, help="totals are taken modulo this (default 10)")
+    parser.add_argument(
+        "--task", choices=("arithmetic", "multihop"), default="arithmetic", help="what to learn (default arithmetic)"
+    )
+    parser.add_argument("--operations", type=int, default=10, help="arithmetic: the most operations (default 10)")
+    parser.add_argument("--modulus", type=int, default=10, help="arithmetic: totals are taken modulo this (default 10)")
+    parser.add_argument("--hops", type=int, default=3, help="multihop: the most hops (default 3)")
     parser.add_argument("--updates", type=int, default=3000, help="optimizer steps (default 3000)")
+    parser.add_argument("--batch-size", type=int, default=64, help="solutions an update (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="chooses weights, problems and noise (default 0)")
     parser.add_argument("--problems", type=int, default=512, help="test problems to measure on (default 512)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; the bits may depend on it (default 1)")
@@ -32,31 +37,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Trains, measures on test problems, and writes the folder whole."""
-    from stepcredit.runs.warm_start import measure, save_warm_start, warm_start
+    from stepcredit.runs.courses import ArithmeticCourse, Course, MultiHopCourse
+    from stepcredit.runs.provenance import save_warm_start
+    from stepcredit.runs.warm_start import measure, warm_start
 
     check_new_folder(args.out)
     if args.problems < 1:
         raise InputError(f"`--problems` must be at least 1; got {args.problems}.")
     begun = time.perf_counter()
-    task = Arithmetic(operations=args.operations, modulus=args.modulus)
+    course: Course
+    options: tuple[str, ...] = ("hops",)
+    if args.task == "multihop":
+        course = MultiHopCourse(args.hops, args.tutor)
+    else:
+        course, options = (
+            ArithmeticCourse(Arithmetic(args.operations, args.modulus), args.tutor),
+            ("operations", "modulus"),
+        )
     model, tokenizer, report = warm_start(
-        task,
-        tutor=args.tutor,
+        course,
         updates=args.updates,
+        batch_size=args.batch_size,
         seed=args.seed,
         threads=args.threads,
         progress=_Progress(args.updates),
     )
     accuracy = []
-    for operations in range(min(2, args.operations), args.operations + 1):
-        _say(f"measuring on test problems with {operations} operations")
-        easier = replace(task, operations=operations)
-        accuracy.append(measure(model, tokenizer, easier, problems=args.problems, threads=args.threads))
-    options = ("tutor", "operations", "modulus", "updates", "seed", "problems", "threads")
-    command = " ".join(["stepcredit warm-start --out DIR", *(f"--{name} {getattr(args, name)}" for name in options)])
+    for exam, task in course.exams.items():
+        _say(f"measuring on test problems: {course.difficulty} {exam}")
+        accuracy.append(measure(model, tokenizer, exam, task, problems=args.problems, threads=args.threads))
+    said = ("task", "tutor", *options, "updates", "batch-size", "seed", "problems", "threads")
+    flags = [f"--{name} {getattr(args, name.replace('-', '_'))}" for name in said]
+    command = " ".join(["stepcredit warm-start --out DIR", *flags])
     digest = save_warm_start(args.out, model, tokenizer, report, accuracy, command=command)
     return {
         "out": args.out,
+        "difficulty": course.difficulty,
         "command": command,
         "parameters": model.num_parameters(),
         "loss": report.final_loss,
@@ -68,11 +84,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> str:
-    """The accuracy by number of operations, as lines of text."""
-    lines = [f"{'operations':>10} {'sampled':>8} {'greedy':>8} {'finished':>9} {'length':>7}"]
+    """The accuracy by difficulty, as lines of text."""
+    width = len(result["difficulty"])
+    lines = [f"{result['difficulty']} {'sampled':>8} {'greedy':>8} {'finished':>9} {'length':>7}"]
     for row in result["accuracy"]:
         shares = f"{row['sampled']:>8.3f} {row['greedy']:>8.3f} {row['finished']:>9.3f}"
-        lines.append(f"{row['operations']:>10} {shares} {row['length']:>7.1f}")
+        lines.append(f"{row['exam']:>{width}} {shares} {row['length']:>7.1f}")
     lines.append(f"{result['parameters']} parameters, loss {result['loss']:.4f}, sha256 {result['sha256']}")
     lines.append(f"wrote {result['out']} in {result['seconds']:.0f} s ({result['training_seconds']:.0f} s of training)")
     return "\n".join(lines)
