@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from stepcredit.cli import main
-from stepcredit.tasks.multihop.multihop import MultiHopSearch
 from stepcredit.tasks.multihop.retrieval import BM25
+from stepcredit.tasks.multihop.searching import MultiHopSearch
 from stepcredit.tasks.multihop.world import World
 
 pytest.importorskip("bm25s")

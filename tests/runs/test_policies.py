@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from stepcredit.errors import InputError, MissingExtraError
-from stepcredit.runs.policies import BUILT_IN, add_lora, encode_prompt, load_policy, render_prompt
+from stepcredit.runs.policies import BUILT_IN, add_lora, load_policy
+from stepcredit.runs.prompts import encode_prompt, render_prompt
 from stepcredit.runs.tiny import tiny_model, tiny_tokenizer
 from stepcredit.tasks import Arithmetic, Mathematics
 

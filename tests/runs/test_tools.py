@@ -25,7 +25,7 @@ from stepcredit.runs.conversing import converse
 from stepcredit.runs.evaluate import evaluate
 from stepcredit.runs.generating import SeededTurns
 from stepcredit.runs.grading import TaskGrader
-from stepcredit.runs.policies import render_prompt
+from stepcredit.runs.prompts import render_prompt
 from stepcredit.runs.protocols import TagProtocol, protocol_of
 from stepcredit.runs.rollouts import rollout_arguments
 from stepcredit.runs.searching import SearchSampler

@@ -8,9 +8,10 @@ from typing import Any
 from stepcredit.errors import InputError
 from stepcredit.runs.statistics import bootstrap_interval
 from stepcredit.tasks.multihop.loading import load_paragraphs, load_questions
-from stepcredit.tasks.multihop.multihop import WORLD, MultiHopSearch
 from stepcredit.tasks.multihop.question import Question
 from stepcredit.tasks.multihop.retrieval import BM25, distinct, identity, open_index
+from stepcredit.tasks.multihop.searching import MultiHopSearch
+from stepcredit.tasks.multihop.source import WORLD
 from stepcredit.tasks.multihop.world import World
 
 NAME = "retrieve"

@@ -64,7 +64,9 @@ def build_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
     """
     found = _find("task", name, TASKS)
     lacks = [
-        part for part in ("name", "instruction", "endless", "kinds", "examples", "grade") if not hasattr(found, part)
+        part
+        for part in ("name", "instruction", "endless", "kinds", "measures", "examples", "grade")
+        if not hasattr(found, part)
     ]
     if lacks:
         raise InputError(f"`task` must name a task class; {name!r} lacks {', '.join(lacks)}.")

@@ -1,4 +1,4 @@
-"""Policies by name: the built-in ones, local folders and hub names, whole models and adapters; and their prompts."""
+"""Policies by name: the built-in ones, local folders and hub names, whole models and adapters."""
 
 import difflib
 import json
@@ -14,7 +14,6 @@ import torch
 
 from stepcredit.config.build import hint
 from stepcredit.errors import InputError, MissingExtraError
-from stepcredit.tasks import Task
 
 BUILT_IN = {"tiny-arithmetic": "tiny_arithmetic", "tiny-arithmetic-teacher": "tiny_arithmetic_teacher"}
 BUILT_IN_PRMS = {"tiny-arithmetic-prm": "tiny_arithmetic_prm"}  # names -> folders in `models` beside this file
@@ -87,68 +86,6 @@ def source_of(name: str) -> str:
     """What loaders of Transformers know a model by: the folder of a built-in one, else the name itself."""
     folder = (BUILT_IN | BUILT_IN_PRMS).get(name)
     return name if folder is None else str(files("stepcredit.runs").joinpath("models", folder))
-
-
-def render_prompt(tokenizer: Any, task: Task, prompt: str) -> str | list[dict[str, str]]:
-    r"""A task's prompt as a policy is to be given it.
-
-    Args:
-        tokenizer: The policy's; what matters is whether it has a chat template.
-        task: Says the instruction.
-        prompt: The example's.
-
-    Returns:
-        With a chat template, messages: the instruction as the system's unless it is empty, the prompt as the user's.
-        Without, text: the instruction and an empty line unless it is empty, then the prompt.
-
-    Example:
-        >>> from stepcredit.runs.tiny import tiny_tokenizer
-        >>> from stepcredit.tasks import Arithmetic, Mathematics
-        >>> render_prompt(tiny_tokenizer(), Arithmetic(), "a:3b:+5\n")
-        'a:3b:+5\n'
-        >>> render_prompt(tiny_tokenizer(), Mathematics(instruction="Think."), "1 + 1?")
-        'Think.\n\n1 + 1?'
-    """
-    if getattr(tokenizer, "chat_template", None):
-        system = [{"role": "system", "content": task.instruction}] if task.instruction else []
-        return [*system, {"role": "user", "content": prompt}]
-    return f"{task.instruction}\n\n{prompt}" if task.instruction else prompt
-
-
-def encode_prompt(tokenizer: Any, task: Task, prompt: str) -> list[int]:
-    r"""The ids of `render_prompt`, after which the policy's completion begins.
-
-    Args:
-        tokenizer: The policy's.
-        task: Says the instruction.
-        prompt: The example's.
-
-    Returns:
-        With a chat template, the ids up to and including what opens the assistant's message; without, what
-        ``tokenizer(text)`` gives, its special tokens included.
-
-    Raises:
-        InputError: The chat template refuses the messages (some know no system message).
-
-    Example:
-        >>> from stepcredit.runs.tiny import tiny_tokenizer
-        >>> from stepcredit.tasks import Arithmetic
-        >>> encode_prompt(tiny_tokenizer(), Arithmetic(), "a:3\n")
-        [1, 19, 7, 18]
-    """
-    rendered = render_prompt(tokenizer, task, prompt)
-    if isinstance(rendered, str):
-        return list(tokenizer(rendered)["input_ids"])
-    from jinja2 import TemplateError  # Transformers needs it for any template
-
-    try:
-        encoded = tokenizer.apply_chat_template(rendered, add_generation_prompt=True, tokenize=True, return_dict=False)
-    except TemplateError as error:
-        roles = " and a ".join(message["role"] for message in rendered)
-        raise InputError(
-            f"`policy` must have a chat template that takes a {roles} message; got {_line(error)!r}."
-        ) from error
-    return list(encoded)
 
 
 def add_lora(model: Any, options: Mapping[str, Any]) -> Any:

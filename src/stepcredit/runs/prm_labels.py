@@ -12,7 +12,8 @@ from stepcredit.batch import Span
 from stepcredit.errors import InputError
 from stepcredit.options import Options, option
 from stepcredit.runs.grouped import sample_groups
-from stepcredit.runs.policies import Policy, encode_prompt
+from stepcredit.runs.policies import Policy
+from stepcredit.runs.prompts import encode_prompt
 from stepcredit.signals.offsets import token_offsets
 from stepcredit.tasks import Example, Grade, Task, segment
 from stepcredit.tasks.labeled_steps import LabeledSteps

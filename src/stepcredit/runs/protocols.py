@@ -5,7 +5,7 @@ from typing import Any
 
 from stepcredit.errors import InputError
 from stepcredit.runs.conversing import Dialogue, TurnProtocol, token_count
-from stepcredit.runs.policies import encode_prompt
+from stepcredit.runs.prompts import encode_prompt
 from stepcredit.runs.tools import ToolProtocol
 from stepcredit.tasks import SearchTask, Task
 from stepcredit.tasks.multihop.environment import INFORMATION, INFORMATION_END, MESSAGES, SEARCH, SEARCH_END

@@ -7,7 +7,7 @@ from typing import Any
 
 from stepcredit.errors import InputError, MissingExtraError
 from stepcredit.runs.conversing import Dialogue, token_count
-from stepcredit.runs.policies import render_prompt
+from stepcredit.runs.prompts import render_prompt
 from stepcredit.tasks import SearchTask
 
 _TOOLS_SINCE = {"trl": (1, 10), "transformers": (5, 2)}  # TRL before that trained on a tool's result that did not fit

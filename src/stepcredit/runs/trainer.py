@@ -19,8 +19,9 @@ from stepcredit.config.run import RunConfig, typed
 from stepcredit.errors import InputError, MissingExtraError
 from stepcredit.runs.callbacks import RolloutObserver
 from stepcredit.runs.grading import TaskGrader
-from stepcredit.runs.policies import add_lora, load_policy, render_prompt
+from stepcredit.runs.policies import add_lora, load_policy
 from stepcredit.runs.process import model_arguments, signal_arguments
+from stepcredit.runs.prompts import render_prompt
 from stepcredit.runs.protocols import protocol_of
 from stepcredit.runs.rollouts import rollout_arguments
 
