@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from stepcredit.cli import warm_start as verb
 from stepcredit.errors import InputError
 from stepcredit.runs import provenance, tiny, warm_start
-from stepcredit.runs.courses import ArithmeticCourse
+from stepcredit.runs.courses import ArithmeticCourse, MultiHopCourse
 from stepcredit.runs.policies import load_policy
 from stepcredit.tasks import Arithmetic
 
@@ -115,6 +115,20 @@ def test_the_learning_rate_rises_then_falls_in_a_line():
     assert [warm_start._rate(update, 3) for update in range(3)] == [0.02, 0.04, 0.06]
 
 
+def test_training_goes_on_from_a_policy_of_the_same_vocabulary(tmp_path):
+    course = ArithmeticCourse(Arithmetic(operations=2))
+    policy = load_policy("tiny-arithmetic")
+    model, _, report = warm_start.warm_start(
+        course, updates=1, batch_size=4, learning_rate=1e-6, start="tiny-arithmetic"
+    )
+    assert report.start == "tiny-arithmetic"
+    pairs = zip(model.parameters(), policy.model.parameters(), strict=True)
+    assert 0 < max(float((a - b).detach().abs().max()) for a, b in pairs) < 1e-5
+    assert report.losses[0] < 1.0  # random weights begin at the logarithm of the vocabulary, 3.9
+    with pytest.raises(InputError, match="`start` must have the vocabulary of the built-in multi-hop world"):
+        warm_start.warm_start(MultiHopCourse(), updates=1, start="tiny-arithmetic")
+
+
 def test_the_loss_goes_down():
     losses = warm_start.warm_start(ArithmeticCourse(Arithmetic(operations=4)), updates=30, batch_size=16)[2].losses
     assert losses[0] == pytest.approx(
@@ -194,8 +208,8 @@ def test_the_verb_trains_measures_and_writes(tmp_path, capsys):
     assert "2 of 2 updates" in capsys.readouterr().err
     assert [row["exam"] for row in result["accuracy"]] == ["2"]
     assert result["command"].endswith(
-        "--task arithmetic --tutor noisy --operations 2 --modulus 10 --updates 2 --batch-size 64 --seed 0 --problems 2 "
-        "--threads 1"
+        "--task arithmetic --tutor noisy --operations 2 --modulus 10 --updates 2 --batch-size 64 "
+        "--learning-rate 0.003 --seed 0 --problems 2 --threads 1"
     )
     assert result["sha256"] in (tmp_path / "p" / "PROVENANCE.md").read_text()
     assert result["sha256"] in verb.show(result)

@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hops", type=int, default=3, help="multihop: the most hops (default 3)")
     parser.add_argument("--updates", type=int, default=3000, help="optimizer steps (default 3000)")
     parser.add_argument("--batch-size", type=int, default=64, help="solutions an update (default 64)")
+    parser.add_argument("--start", metavar="POLICY", help="go on from this policy (default: random weights)")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="the highest one (default 0.003)")
     parser.add_argument("--seed", type=int, default=0, help="chooses weights, problems and noise (default 0)")
     parser.add_argument("--problems", type=int, default=512, help="test problems to measure on (default 512)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; the bits may depend on it (default 1)")
@@ -58,6 +60,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         course,
         updates=args.updates,
         batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        start=args.start,
         seed=args.seed,
         threads=args.threads,
         progress=_Progress(args.updates),
@@ -66,7 +70,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for exam, task in course.exams.items():
         _say(f"measuring on test problems: {course.difficulty} {exam}")
         accuracy.append(measure(model, tokenizer, exam, task, problems=args.problems, threads=args.threads))
-    said = ("task", "tutor", *options, "updates", "batch-size", "seed", "problems", "threads")
+    said = ("task", "tutor", *options, "updates", "batch-size", "learning-rate", "seed", "problems", "threads")
+    said = said if args.start is None else ("start", *said)
     flags = [f"--{name} {getattr(args, name.replace('-', '_'))}" for name in said]
     command = " ".join(["stepcredit warm-start --out DIR", *flags])
     digest = save_warm_start(args.out, model, tokenizer, report, accuracy, command=command)

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import textwrap
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +15,8 @@ from stepcredit.runs.policies import no_progress_bars
 from stepcredit.runs.warm_start import FLOOR, Accuracy, WarmStartReport
 
 _PURPOSES = {
-    "noisy": "The tutor errs often, by design, so that reinforcement learning has\nsomething to gain.",
-    "clean": "The tutor never errs: this is a teacher for others to be\ndistilled from.",
+    "noisy": "The tutor errs often, by design, so that reinforcement learning has something to gain.",
+    "clean": "The tutor never errs: this is a teacher for others to be distilled from.",
 }
 
 
@@ -59,14 +60,20 @@ def _provenance(
 ) -> str:
     course, updates, problems = report.course, len(report.losses), accuracy[0].problems
     rate, floor = f"{report.learning_rate:g}", f"{FLOOR * report.learning_rate:g}"
+    origin = "random weights" if report.start is None else f"the weights of `{report.start}`"
+    trained = textwrap.fill(
+        f"A Llama-type causal language model of {parameters:,} parameters (float32) and its tokenizer, trained from "
+        f"{origin} on text that the package generates: a {course.tutor} tutor's solutions of {course.subject}. "
+        f"{_PURPOSES[course.tutor]}",
+        width=118,
+    )
     rows = "\n".join(
         f"| {row.exam} | {row.sampled:.3f} | {row.greedy:.3f} | {row.finished:.3f} | {row.length:.1f} |"
         for row in accuracy
     )
     return f"""# Where this policy comes from
 
-A Llama-type causal language model of {parameters:,} parameters (float32) and its tokenizer, trained from random
-weights on text that the package generates: a {course.tutor} tutor's solutions of {course.subject}. {_PURPOSES[course.tutor]}
+{trained}
 
     {command}
 
@@ -90,4 +97,4 @@ The standard error of a share is at most {50 / math.sqrt(problems):.1f} points. 
 problem seeds{course.overlap}.
 
 License: the package's own. No text, weights or data of others went in.
-"""  # noqa: E501
+"""

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from stepcredit.errors import InputError
 from stepcredit.runs.courses import FIRST, Course
 from stepcredit.runs.evaluate import evaluate
+from stepcredit.runs.policies import load_policy
 from stepcredit.runs.tiny import EOS, POSITIONS, tiny_model, tiny_tokenizer
 from stepcredit.tasks import SearchTask, Task
 
@@ -34,6 +35,7 @@ class WarmStartReport:
 
     Attributes:
         course: What was taught, and by whom.
+        start: The policy that it went on from; None for random weights.
         batch_size: Solutions an update.
         learning_rate: The highest one.
         seed: Chose the weights at the start, the problems and the tutor's noise.
@@ -44,6 +46,7 @@ class WarmStartReport:
     """
 
     course: Course
+    start: str | None
     batch_size: int
     learning_rate: float
     seed: int
@@ -88,9 +91,10 @@ def warm_start(
     learning_rate: float = LEARNING_RATE,
     seed: int = 0,
     threads: int = 1,
+    start: str | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> tuple[Any, Any, WarmStartReport]:
-    """Trains `tiny_model` on a course; the loss is on what the tutor writes and its end alone.
+    """Trains a tiny policy on a course; the loss is on what the tutor writes and its end alone.
 
     AdamW (betas 0.9 and 0.98, weight decay 0.01), gradients clipped to norm 1. The learning rate rises over 50
     updates, then falls in a line to 5 %. The problems are none of the tasks' training or test seeds (though of the
@@ -103,6 +107,7 @@ def warm_start(
         learning_rate: The highest one.
         seed: Chooses the weights at the start, the problems and the tutor's noise.
         threads: CPU threads for the time of the call.
+        start: The policy to go on from, by a name that `load_policy` takes; None: `tiny_model`, random weights.
         progress: Called after each update with the updates done and that update's loss.
 
     Returns:
@@ -110,7 +115,8 @@ def warm_start(
         bit, on the same machine and versions.
 
     Raises:
-        InputError: An argument is out of its range, or the loss is not finite.
+        InputError: An argument is out of its range, ``start`` is no policy of the course's vocabulary, or the loss is
+            not finite.
         MissingExtraError: Transformers is not installed.
 
     Degenerate cases:
@@ -130,7 +136,7 @@ def warm_start(
     if seed < 0:
         raise InputError(f"`seed` must not be negative; got {seed}.")
     begun = time.perf_counter()
-    tokenizer, model = tiny_tokenizer(course.form), tiny_model(seed, course.form)
+    tokenizer, model = _beginning(course, seed, start)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     losses, tokens = [], 0
     with _threads(threads):
@@ -148,8 +154,19 @@ def warm_start(
             if progress is not None:
                 progress(update + 1, losses[-1])
     seconds = time.perf_counter() - begun
-    report = WarmStartReport(course, batch_size, learning_rate, seed, threads, tuple(losses), tokens, seconds)
+    report = WarmStartReport(course, start, batch_size, learning_rate, seed, threads, tuple(losses), tokens, seconds)
     return model.eval(), tokenizer, report
+
+
+def _beginning(course: Course, seed: int, start: str | None) -> tuple[Any, Any]:
+    """The tokenizer and the model, in training mode, before the first update."""
+    tokenizer = tiny_tokenizer(course.form)
+    if start is None:
+        return tokenizer, tiny_model(seed, course.form)
+    policy = load_policy(start, dtype=torch.float32)
+    if policy.tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise InputError(f"`start` must have the vocabulary of {course.subject}; {start!r} has another.")
+    return tokenizer, policy.model.train()
 
 
 def measure(model: Any, tokenizer: Any, exam: str, task: Task, *, problems: int = 512, threads: int = 1) -> Accuracy:
