@@ -86,3 +86,37 @@ def test_files_that_are_none(tmp_path):
 def test_a_config_is_compared_by_value():
     assert resolve(SMALL) == resolve(SMALL)
     assert isinstance(resolve(SMALL), RunConfig)
+
+
+EIGHT = [
+    (signal, scheme, norm)
+    for signal in ("opd", "gopd")
+    for scheme in ("grpo", "pass")
+    for norm in ("masked_norm", "abs_max")
+]
+
+
+@pytest.mark.parametrize(("signal", "scheme", "norm"), EIGHT)
+def test_the_eight_configurations_of_the_papers_table_come_tiny_and_whole(signal, scheme, norm):
+    name = f"multihop-{signal}-{scheme}-{norm.replace('_', '-')}"
+    tiny, whole = load_config(name), load_config(f"{name}-7b")
+    for config in (tiny, whole):
+        assert config.signal["type"] == signal
+        assert config.signal.get("lam") == (1.25 if signal == "gopd" else None)
+        assert config.estimator["norm"] == norm
+        assert "steps" not in config.signal  # token by token
+        if scheme == "pass":
+            assert (config.estimator["type"], config.estimator["k"]) == ("pass", 0.7)
+        else:
+            assert (config.estimator["type"], config.estimator["fusion"]) == ("grpo_process", "pooled")
+    assert (tiny.policy.name, tiny.models["teacher"].name) == ("tiny-multihop", "tiny-multihop-teacher")
+    # PASS, arXiv 2606.29296: 128 prompts of 16 rollouts on 8 GPUs, 5,000 prompts twice, and so on.
+    trainer, run = whole.trainer, whole.run
+    rollouts = 8 * trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"]
+    assert (rollouts, trainer["num_generations"]) == (128 * 16, 16)
+    assert (run.train_examples, run.steps) == (5000, 2 * 5000 // 128)
+    assert (trainer["learning_rate"], trainer["warmup_steps"]) == (1e-6, 20)
+    assert trainer["lr_scheduler_type"] == "constant_with_warmup"
+    assert (trainer["epsilon"], trainer["beta"], trainer["vllm_max_model_length"]) == (0.2, 0.01, 6144)
+    assert (whole.policy.name, whole.task["reward"]) == ("Qwen/Qwen2.5-7B-Instruct", "em")
+    assert all(whole.estimator[weight] == 1.0 for weight in ("w_process", "w_outcome", "w_format"))
