@@ -130,9 +130,9 @@ class MultiHopCourse:
 
     @property
     def exams(self) -> dict[str, Task]:
-        """One a number of hops in each setting."""
+        """One a number of hops in each setting; five paragraphs of a sentence each to read, as in the recipes."""
         hops = range(1, self.hops + 1)
-        read: dict[str, Task] = {f"read, {n}": MultiHop(hops=n) for n in hops}
+        read: dict[str, Task] = {f"read, {n}": MultiHop(hops=n, facts=1) for n in hops}
         return read | {f"search, {n}": searching(n) for n in hops}
 
     def lesson(self, rng: random.Random, number: int, count: Callable[[str], int]) -> tuple[str, Pieces]:

@@ -15,8 +15,13 @@ import torch
 from stepcredit.config.build import hint
 from stepcredit.errors import InputError, MissingExtraError
 
-BUILT_IN = {"tiny-arithmetic": "tiny_arithmetic", "tiny-arithmetic-teacher": "tiny_arithmetic_teacher"}
-BUILT_IN_PRMS = {"tiny-arithmetic-prm": "tiny_arithmetic_prm"}  # names -> folders in `models` beside this file
+BUILT_IN = {  # names -> folders in `models` beside this file
+    "tiny-arithmetic": "tiny_arithmetic",
+    "tiny-arithmetic-teacher": "tiny_arithmetic_teacher",
+    "tiny-multihop": "tiny_multihop",
+    "tiny-multihop-teacher": "tiny_multihop_teacher",
+}
+BUILT_IN_PRMS = {"tiny-arithmetic-prm": "tiny_arithmetic_prm"}
 
 _ADAPTER = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
