@@ -125,6 +125,21 @@ def test_the_completions_table_shows_the_credit_that_trained(tmp_path: Path) -> 
     assert len(trainer._logs["advantages"]) == len(trainer._logs["completion"]) == 8
 
 
+def test_which_rollouts_are_right_is_the_callers_word(tmp_path: Path) -> None:
+    seen: list[CreditStep] = []
+    long = lambda rollouts: [len(text) > 4 for text in rollouts.completions]  # noqa: E731
+    for correct in (None, long):
+        trainer = make_trainer(tmp_path, max_steps=1, extra={"rollout_func": scripted()})
+        attach(trainer, GRPO(), correct=correct, on_credit=lambda step: seen.append(step))
+        trainer.train()
+    default, asked = (step.batch for step in seen)
+    assert default.correct is None
+    assert asked.correct is not None
+    assert asked.correct.tolist() == long(seen[1].rollouts)
+    assert {*asked.correct.tolist()} == {True, False}
+    assert torch.equal(asked.rewards, default.rewards)
+
+
 def test_an_observers_numbers_are_logged_with_trls(tmp_path: Path) -> None:
     seen: list[tuple[int, str]] = []
 

@@ -20,6 +20,7 @@ from stepcredit.runs.policies import add_lora
 from stepcredit.runs.statistics import bootstrap_interval, paired_difference
 from stepcredit.runs.tiny import tiny_model, tiny_tokenizer
 from stepcredit.tasks import Arithmetic, Example
+from stepcredit.tasks.multihop.searching import TURN_KINDS
 
 TASK = Arithmetic()
 
@@ -204,7 +205,12 @@ def test_an_end_token_at_the_limit_finishes(tokenizer: Any) -> None:
 
 
 def made(
-    correct: Sequence[Sequence[int]], *, greedy: Sequence[int] = (), kinds: tuple[str, ...] = (), problems: str = "same"
+    correct: Sequence[Sequence[int]],
+    *,
+    greedy: Sequence[int] = (),
+    kinds: tuple[str, ...] = (),
+    can: Sequence[str] = (),
+    problems: str = "same",
 ) -> Evaluation:
     """An evaluation with these outcomes; a completion is 10 tokens long, 20 if wrong, and 1 more a sample index."""
     rows = [
@@ -214,8 +220,8 @@ def made(
     ]
     rows += [Row(f"p{i}", -1, bool(x), True, 99, 0.0, True, "", "greedy", ("merged",)) for i, x in enumerate(greedy)]
     rows.sort(key=lambda row: (row.id, row.sample))
-    samples = len(correct[0]) if correct else 0
-    return Evaluation(tuple(rows), {"samples": samples, "greedy": bool(greedy), "problems_digest": problems})
+    settings = {"samples": len(correct[0]) if correct else 0, "greedy": bool(greedy), "problems_digest": problems}
+    return Evaluation(tuple(rows), settings | {"kinds": list(can)})
 
 
 def test_the_summary_by_hand() -> None:
@@ -234,12 +240,18 @@ def test_the_summary_by_hand() -> None:
     assert "merged_steps" not in metrics
     assert found["reasons"] == {"right": 5, "wrong": 7}
     assert found["problems"] == 3
-    alone = made([[], []], greedy=[0, 0]).summary()["metrics"]
+    alone = made([[], []], greedy=[0, 0], can=["merged"]).summary()["metrics"]
     assert alone["length"] == alone["length_wrong"] == {"mean": 99, "low": 99, "high": 99}
     assert alone["length_correct"] is None
     assert alone["merged_steps"]["mean"] == 1
-    stepped = made([[1, 0], [0, 0]], kinds=("merged", "one", "merged")).summary()["metrics"]
+    assert "repeated_steps" not in alone  # no grade of this task can have it
+    can = ("one", "repeated", "merged")
+    stepped = made([[1, 0], [0, 0]], kinds=("merged", "one", "merged"), can=can).summary()["metrics"]
     assert (stepped["merged_steps"]["mean"], stepped["repeated_steps"]["mean"]) == (2, 0)
+    assert "one_steps" not in stepped
+    searched = made([[1, 0]], kinds=("again", "found", "again", "answer"), can=TURN_KINDS).by_problem()
+    steps = {name: values.tolist() for name, values in searched.items() if name.endswith("_steps")}
+    assert steps == {"found_steps": [1], "missed_steps": [0], "again_steps": [2], "refused_steps": [0]}
 
 
 def test_a_comparison_by_hand() -> None:

@@ -9,7 +9,7 @@ from stepcredit.errors import InputError
 from stepcredit.runs import prm_labels
 from stepcredit.runs.policies import load_policy
 from stepcredit.runs.prm_labels import Sampling, Solution, monte_carlo_labels, sample_solutions, task_labels
-from stepcredit.tasks import Arithmetic, Example, Mathematics, segment
+from stepcredit.tasks import Arithmetic, Example, Mathematics, MultiHopSearch, segment
 
 TASK = Arithmetic(operations=2)
 SAMPLING = Sampling(samples=2, rollouts_per_step=4, max_new_tokens=40, batch_size=8, seed=3)
@@ -160,3 +160,24 @@ def test_an_empty_solution_is_left_out_and_counted(monkeypatch, policy):
         monte_carlo_labels(policy, TASK, [empty], SAMPLING)
     with pytest.raises(InputError, match="`max_new_tokens` must fit the policy's 512 positions"):
         sample_solutions(policy, TASK, TASK.examples("train", 1), replace(SAMPLING, max_new_tokens=512))
+
+
+def test_a_task_that_searches_is_refused(policy):
+    task = MultiHopSearch()
+    with pytest.raises(InputError, match=r"`task` must be one without searches, .*; got multihop-search"):
+        sample_solutions(policy, task, task.examples("train", 1), SAMPLING)
+
+
+def test_an_answer_right_in_part_is_not_right(monkeypatch, policy):
+    class InPart(Arithmetic):
+        def grade(self, *args, **options):
+            grade = super().grade(*args, **options)
+            return replace(grade, outcome=grade.outcome or 0.5, correct=grade.correct, parsed=True)
+
+    task, eos = InPart(operations=2), policy.tokenizer.eos_token_id
+    script(monkeypatch, lambda *_: [*ids_of(policy, "answer: 4\n"), eos])
+    text = "b:3+5=8\nanswer: 4\n"
+    row = replace(solution(policy, text), grade=task.grade("a:3b:+5c:*2", text))
+    assert row.grade.outcome == 0.5
+    labeled, report = monte_carlo_labels(policy, task, [row], SAMPLING)
+    assert (labeled[0].labels, report.right) == ((0.0, 0.0), 0.0)

@@ -109,6 +109,20 @@ def test_measures_are_averaged_and_written_by_name(model: Any, tokenizer: Any, t
     write_rows(tmp_path / "rows.parquet", table)
 
 
+def test_an_answer_right_in_part_does_not_pass(model: Any, tokenizer: Any) -> None:
+    class InPart(Asking):
+        def grade(self, *args: Any, **options: Any) -> Grade:
+            grade = super().grade(*args, **options)
+            return dataclasses.replace(grade, outcome=grade.outcome or 0.5, parsed=True)
+
+    task, examples = InPart(searches=2, result_tokens=40), TASK.examples("test", 4)
+    found, whole = (
+        evaluate(model, tokenizer, each, examples, samples=2, max_new_tokens=LIMIT).rows for each in (task, TASK)
+    )
+    assert [row.correct for row in found] == [row.correct for row in whole]
+    assert not all(row.correct for row in found)
+
+
 def test_a_task_of_one_turn_has_no_measures_and_no_turns() -> None:
     assert isinstance(protocol_of(Arithmetic(), make_tokenizer()), OneTurn)
     row = {"id": "p-0", "sample": 0, "correct": True, "format_ok": True, "length": 3, "entropy": 0.0, "finished": True}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 
 from dialogues import make_model, make_tokenizer
 from stepcredit.config import parse_config
@@ -41,8 +43,8 @@ batch_size = 4
 """
 
 
-def save(folder: Path, *likely: str, template: str | None = None) -> Path:
-    tokenizer = make_tokenizer()
+def save(folder: Path, *likely: str, template: str | None = None, tokenizer: Any = None) -> Path:
+    tokenizer = tokenizer or make_tokenizer()
     tokenizer.chat_template = template
     make_model(tokenizer, *likely).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -87,10 +89,25 @@ def test_by_tags(tmp_path: Path) -> None:
 )
 def test_by_tool_calls(tmp_path: Path) -> None:
     templates = pytest.importorskip("trl.chat_template_utils")
-    policy = save(tmp_path / "policy", template=templates.qwen3_chat_template)
-    config = parse_config(CONFIG.format(sampler="trl", policy=policy, limit=24))
+    call = '<tool_call>\n{"name": "search", "arguments": {"query": "Q</search>"}}\n</tool_call>'
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([AddedToken(call, normalized=False)])  # one token, so that the tiny policy likes to write it
+    likely = (f"\n{call}<|im_end|>", "\nQb<|im_end|>")
+    policy = save(tmp_path / "policy", *likely, template=templates.qwen3_chat_template, tokenizer=tokenizer)
+    config = parse_config(CONFIG.format(sampler="trl", policy=policy, limit=250))
     start(config, tmp_path / "run")
-    check(RunStore.open(tmp_path / "run"))
+    kept = check(store := RunStore.open(tmp_path / "run"))
+    assert sum(row["task/asked"] for row in store.metrics()) > 0
+    assert store.evals()["start"]["metrics"]["asked"]["mean"] > 0
+    shown = 0
+    for row in kept:
+        text = row["completion"]
+        results = [match.span() for match in re.finditer(r"<tool_response>.*?</tool_response>", text, re.DOTALL)]
+        for (a, b), credit in zip(row["offsets"], row["advantages"], strict=True):
+            if any(start <= a < b <= end for start, end in results):
+                assert credit == 0
+                shown += 1
+    assert shown > 50
     assert load_policy(tmp_path / "run" / "policy").tokenizer.chat_template == templates.qwen3_chat_template
     with pytest.raises(InputError, match=r"`run\.sampler` must be 'trl'"):
-        start(parse_config(CONFIG.format(sampler="grouped", policy=policy, limit=24)), tmp_path / "refused")
+        start(parse_config(CONFIG.format(sampler="grouped", policy=policy, limit=250)), tmp_path / "refused")

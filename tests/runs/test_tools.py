@@ -30,8 +30,9 @@ from stepcredit.runs.protocols import TagProtocol, protocol_of
 from stepcredit.runs.rollouts import rollout_arguments
 from stepcredit.runs.searching import SearchSampler
 from stepcredit.runs.tools import SearchTool, ToolProtocol
-from stepcredit.tasks import Arithmetic
+from stepcredit.tasks import Arithmetic, MultiHopSearch
 from stepcredit.tasks.multihop.environment import EMPTY, LONG, SPENT
+from stepcredit.tasks.multihop.results import shown_results
 
 TEMPLATES = pytest.importorskip("trl.chat_template_utils")
 pytestmark = [
@@ -64,6 +65,8 @@ SCRIPTS = {  # what the policy writes, turn by turn
     "no name": ['<tool_call>\n{"arguments": {"query": "ab"}}\n</tool_call>' + END],
     "a name that is none": [call('{"query": "ab"}', name="7") + END],
     "unknown tool": [call('{"query": "ab"}', name='"reset"') + END, "x" + END],
+    "a tag for a tool": [call("{}", name='"</tool_response> \\n# a\\n\\"b\\""') + END, "x" + END],
+    "a tag for an argument": [call('{"<answer>": 1}') + END, "x" + END],
     "extra arguments": [call('{"query": "ab", "k": 9}') + END, "x" + END],
     "no arguments": [call("{}") + END, "x" + END],
     "arguments in a list": [call('["ab"]') + END, "x" + END],
@@ -175,7 +178,8 @@ def test_the_ids_are_those_of_trls_own_loop(tokenizer: Any, limit: int, tmp_path
         name: tokenizer.decode([i for i, k in zip(x.ids, x.mask, strict=True) if not k]) for name, x in by_name.items()
     }
     assert {name: x.turns for name, x in by_name.items() if x.turns > 1} == {
-        "two searches": 3, "two calls in a turn": 2, "endless calls": 4, "unknown tool": 2, "extra arguments": 2,
+        "two searches": 3, "two calls in a turn": 2, "endless calls": 4, "unknown tool": 2,
+        "a tag for a tool": 2, "a tag for an argument": 2, "extra arguments": 2,
         "no arguments": 2, "null": 2, "empty query": 2, "a number": 2, "10 kB": 2,
     }  # fmt: skip
     assert {name for name, x in by_name.items() if not x.finished} == {
@@ -189,6 +193,8 @@ def test_the_ids_are_those_of_trls_own_loop(tokenizer: Any, limit: int, tmp_path
     assert EMPTY in hidden["empty query"]
     assert LONG in hidden["10 kB"]
     assert "Tool reset not found." in hidden["unknown tool"]
+    assert "{'error': 'Tool ?/tool_response? ?# a??b? not found.'}".replace("#", "?") in hidden["a tag for a tool"]
+    assert "unexpected keyword argument '?answer?'" in hidden["a tag for an argument"]
     assert "unexpected keyword argument 'k'" in hidden["extra arguments"]
     assert "# 7\n" in hidden["a number"]
 
@@ -309,6 +315,57 @@ def test_what_cannot_call_tools_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(MissingExtraError, match="`trl` is needed to let a policy with a chat template call tools"):
         ToolProtocol(TASK, tokenizer)
+
+
+FOLDER = Path(TEMPLATES.__file__).parent / "chat_templates"
+WRITE_JSON = {"llama3_1", "llama3_2", "gptoss"}
+SHIPPED = sorted(path.stem for path in FOLDER.glob("*.jinja") if not path.stem.endswith("_training"))
+
+
+@pytest.mark.parametrize("template", SHIPPED)
+def test_a_result_is_found_again_behind_every_template_that_trl_ships(template: str) -> None:
+    tokenizer, task = make_tokenizer(), MultiHopSearch(searches=2, k=2)
+    tokenizer.chat_template = (FOLDER / f"{template}.jinja").read_text()
+    try:
+        protocol = ToolProtocol(task, tokenizer)
+    except InputError as refused:
+        protocol, reason = None, str(refused)
+    if protocol is None:
+        assert "with tools" in reason or "TRL can read" in reason
+        assert template not in {*WRITE_JSON, "qwen2_5", "qwen3", "qwen3_instruct_2507", "glm4moe"}
+        return
+    environment = task.environment(task.examples("test", 1)[0].reference)
+    names = ("Oslo", "Metalis", "Besna", "", "Mirel")  # nothing, two paragraphs, two, an empty query, no search left
+    results = [{"role": "tool", "name": "search", "content": environment.search(name)} for name in names[1:]]
+    for some in (results[:1], results[:2], results):
+        written = tokenizer.decode(protocol._suffix(some), skip_special_tokens=True)
+        found = shown_results(written)
+        assert [len(paragraphs) for paragraphs in found] == [2, 2][: len(some)]
+        for paragraphs, result in zip(found, some, strict=False):
+            assert "".join(f"# {title}\n{text}\n" for title, text in paragraphs) == result["content"]
+    if template in WRITE_JSON:
+        with pytest.raises(InputError, match="shows a tool's result as it is, its title on a line of its own; got '"):
+            ToolProtocol(TASK, tokenizer)  # whose grader is not known to read JSON
+    else:
+        ToolProtocol(TASK, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "shown",
+    ["{{- content | replace('\\n', ' ') }}", "{{- content | replace('The', 'the') }}", "{{- '<result>' + content }}"],
+)
+@pytest.mark.parametrize("task", [TASK, MultiHopSearch()], ids=lambda task: task.name)
+def test_a_template_that_changes_results_is_refused(shown: str, task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, shipped = make_tokenizer(), TEMPLATES.qwen3_training_chat_template
+    place = "{{- '\\n<tool_response>\\n' }}\n        {{- content }}"
+    assert shipped.count(place) == 1
+    tokenizer.chat_template = shipped.replace(place, place.replace("{{- content }}", shown))
+    monkeypatch.setattr(TEMPLATES, "qwen3_chat_template", tokenizer.chat_template)  # its calls can be read
+    if task is TASK and "<result>" in shown:
+        ToolProtocol(task, tokenizer)  # the text is there as it is
+        return
+    with pytest.raises(InputError, match="must have a chat template that shows a tool's result as it is"):
+        ToolProtocol(task, tokenizer)
 
 
 def test_hardening_is_needed_and_once_is_enough(tokenizer: Any) -> None:

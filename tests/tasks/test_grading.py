@@ -21,3 +21,10 @@ def test_an_unparsed_answer_is_never_rewarded():
     with pytest.raises(InputError, match="`outcome` must be 0 where no answer was parsed"):
         Grade(1.0, parsed=False)
     assert Grade(0.0, parsed=False).outcome == 0.0
+
+
+def test_correct_is_a_positive_outcome_unless_the_task_says_otherwise():
+    assert [Grade(outcome).correct for outcome in (-1.0, 0.0, 0.4, 1.0)] == [False, False, True, True]
+    assert not Grade(0.4, correct=False).correct
+    with pytest.raises(InputError, match=r"`correct` must be False where the outcome earns nothing; got 0\.0"):
+        Grade(0.0, correct=True)

@@ -28,7 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", metavar="FILE", help="further paragraphs to search in: rows of title and text")
     parser.add_argument("--index", metavar="DIR", help="where indices are kept (default: in the user's cache folder)")
     parser.add_argument("--split", default="validation", help="of a folder or hub name (default validation)")
-    parser.add_argument("--limit", type=int, help=f"the first questions only (default all; {WORLDS} of the world)")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        help="the first questions only, searched in their own paragraphs and the corpus: a smaller pool, in which more "
+        f"is found (default all; {WORLDS} of the world)",
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

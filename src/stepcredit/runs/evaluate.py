@@ -88,6 +88,7 @@ def evaluate(
                 progress(len(rows), len(jobs))
     settings = {
         "task": repr(task) if dataclasses.is_dataclass(task) else task.name,
+        "kinds": list(task.kinds),
         "problems_digest": _digest(examples),
         "samples": samples,
         "greedy": greedy,
@@ -126,7 +127,7 @@ def _row(tokenizer: Any, task: Task, example: Example, sample: int, dialogue: Di
     return Row(
         id=example.id,
         sample=sample,
-        correct=grade.outcome > 0,
+        correct=grade.correct,
         format_ok=grade.format_ok,
         length=len(nats),
         entropy=round(sum(nats) / len(nats), 6),

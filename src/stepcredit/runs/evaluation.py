@@ -13,7 +13,8 @@ from stepcredit.errors import InputError
 from stepcredit.runs.sampling import GREEDY
 from stepcredit.runs.statistics import Floats, bootstrap_interval, paired_difference, pass_at_k
 
-WATCHED_KINDS = ("repeated", "merged")  # the steps by which a policy games a reward for steps
+# The steps by which a policy games a reward for steps, and what came of its searches.
+WATCHED_KINDS = ("repeated", "merged", "found", "missed", "again", "refused")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Row:
     Attributes:
         id: The problem's.
         sample: Which of its completions; -1 for the greedy one.
-        correct: The outcome is positive.
+        correct: The answer is right.
         format_ok: The form is exactly the one asked for.
         length: Tokens that the policy wrote, end tokens included; none of an environment's.
         entropy: Nats, mean over these tokens of the distribution they were drawn from (greedy: at temperature 1);
@@ -56,7 +57,8 @@ class Evaluation:
 
     Attributes:
         rows: In the order of problem ids (numbers inside ids by value) and sample indices.
-        settings: What they were made with; ``problems_digest`` is of ids, prompts and references.
+        settings: What they were made with; ``problems_digest`` is of ids, prompts and references, ``kinds`` are those
+            that the task's grades can have.
     """
 
     rows: tuple[Row, ...]
@@ -77,9 +79,9 @@ class Evaluation:
             ``metrics`` holds ``{"mean", "low", "high"}`` by name: ``pass@k`` over the samples and ``greedy`` (one
             greedy completion a problem); over the samples, or the greedy completions where there are none:
             ``length``, ``length_correct``, ``length_wrong`` (None where no completion is), ``entropy``,
-            ``finished``, ``format_ok``, ``repeated_steps`` and ``merged_steps`` a completion where the task names its
-            steps, ``turns`` a completion where one has several, and the task's measures. ``reasons`` counts the
-            graders' words over the same completions.
+            ``finished``, ``format_ok``, ``<kind>_steps`` a completion for those of `WATCHED_KINDS` that the task's
+            grades can have, ``turns`` a completion where one has several, and the task's measures. ``reasons`` counts
+            the graders' words over the same completions.
 
         Raises:
             InputError: A k is below 1 or above the samples a problem.
@@ -111,8 +113,9 @@ class Evaluation:
             values["greedy"] = _sums([row for row in self.rows if row.sample == GREEDY], "correct")
         rows, each = self._described(), samples or 1
         values |= {name: _sums(rows, name) / each for name in ("length", "entropy", "finished", "format_ok")}
-        if any(row.kinds for row in rows):
-            values |= {f"{kind}_steps": _sums(rows, kind) / each for kind in WATCHED_KINDS}
+        for kind in WATCHED_KINDS:
+            if kind in self.settings.get("kinds", ()):
+                values[f"{kind}_steps"] = _sums(rows, kind) / each
         if any(row.turns != 1 for row in rows):
             values["turns"] = _sums(rows, "turns") / each
         values |= {name: _sums(rows, name) / each for name in rows[0].measures}

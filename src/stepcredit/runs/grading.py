@@ -50,7 +50,9 @@ class TaskGrader:
     """
 
     name: ClassVar[str] = "task_steps"
-    unit: ClassVar[str] = "1 while the prefix is right, 0 from the first error on"
+    unit: ClassVar[str] = (
+        "the task's own score of a step, 1 or 0: that the prefix is right, or that a search found something new"
+    )
     requires: ClassVar[frozenset[str]] = frozenset({"references", "token_ids"})
 
     def __init__(
@@ -64,12 +66,16 @@ class TaskGrader:
         self._grades: dict[tuple[str, str, bool, Turns], Grade] = {}
 
     def outcome(self, completion_ids: Sequence[Sequence[int]], reference: Sequence[str], **row: Any) -> list[float]:
-        """A reward function: is the answer right?"""
+        """A reward function: is the answer right, or how much of it?"""
         return [grade.outcome for grade in self._graded(completion_ids, reference, row.get("policy_mask"))]
 
     def format(self, completion_ids: Sequence[Sequence[int]], reference: Sequence[str], **row: Any) -> list[float]:
         """A reward function: is the form the one that the task asks for?"""
         return [float(grade.format_ok) for grade in self._graded(completion_ids, reference, row.get("policy_mask"))]
+
+    def correct(self, rollouts: Rollouts) -> list[bool]:
+        """Whether each rollout's answer is right, whatever its reward."""
+        return [grade.correct for grade in self.grades(rollouts)]
 
     def score(self, rollouts: Rollouts) -> list[tuple[ScoredSpan, ...]]:
         """A text signal: the task's ground truth for every step."""
@@ -96,7 +102,7 @@ class TaskGrader:
         rows = zip(self.grades(rollouts), self._finished_of(rollouts), rollouts.completions, _turns(rollouts),
                    strict=True)  # fmt: skip
         for grade, finished, text, turns in rows:
-            totals["accuracy"] += grade.outcome
+            totals["accuracy"] += grade.correct
             totals["format_ok"] += grade.format_ok
             totals["truncated"] += not finished
             totals["unparsed"] += not grade.parsed

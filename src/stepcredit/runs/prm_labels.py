@@ -15,7 +15,7 @@ from stepcredit.runs.grouped import sample_groups
 from stepcredit.runs.policies import Policy
 from stepcredit.runs.prompts import encode_prompt
 from stepcredit.signals.offsets import token_offsets
-from stepcredit.tasks import Example, Grade, Task, segment
+from stepcredit.tasks import Example, Grade, SearchTask, Task, segment
 from stepcredit.tasks.labeled_steps import LabeledSteps
 from stepcredit.tasks.segmentation import Scheme
 
@@ -121,8 +121,10 @@ def sample_solutions(
         left as it was.
 
     Raises:
-        InputError: The prompts and ``max_new_tokens`` do not fit the policy's positions.
+        InputError: The task searches, or ``max_new_tokens`` and the prompts do not fit the policy's positions.
     """
+    if isinstance(task, SearchTask):
+        raise InputError(f"`task` must be one without searches, which nothing answers here; got {task.name}.")
     prompts = {example.id: encode_prompt(policy.tokenizer, task, example.prompt) for example in examples}
     _check_room(policy, max(map(len, prompts.values()), default=0) + sampling.max_new_tokens)
     jobs = [(example, sample) for example in examples for sample in range(sampling.samples)]
@@ -167,7 +169,7 @@ def monte_carlo_labels(
         soft    the share of the rollouts from this step whose answer is right
         hard    1 if any of them is right, else 0
 
-    The last step of a solution leaves nothing to roll out: its label is the solution's own outcome.
+    The last step of a solution leaves nothing to roll out: its label is whether the solution's own answer is right.
 
     Args:
         policy: What goes on; the one that wrote the solutions, or another with the same tokenizer.
@@ -206,7 +208,7 @@ def monte_carlo_labels(
     for (index, step, _), count in zip(jobs, right, strict=True):
         labels[index][step] = count / sampling.rollouts_per_step if target == "soft" else float(count > 0)
     for row, solution in zip(labels, kept, strict=True):
-        row[-1] = float(solution.grade.outcome > 0)
+        row[-1] = float(solution.grade.correct)
     report.seconds = time.perf_counter() - begun
     return [solution.labeled(row) for solution, row in zip(kept, labels, strict=True)], report
 
@@ -236,7 +238,7 @@ def _roll_out(
                 index, _, beginning = jobs[job]
                 row = row[: max(1, sampling.max_new_tokens - len(beginning))]
                 _, text, finished = _read(policy, beginning + row)
-                right[job] += task.grade(solutions[index].example.reference, text, finished=finished).outcome > 0
+                right[job] += task.grade(solutions[index].example.reference, text, finished=finished).correct
                 report.tokens += len(row)
             report.rollouts += len(rows)
             if progress is not None:
@@ -247,7 +249,7 @@ def _roll_out(
 def _report(sampled: Sequence[Solution], kept: Sequence[Solution], begun: float) -> LabelReport:
     if not kept:
         raise InputError("`solutions` must have one with a step; got none to label.")
-    right = sum(solution.grade.outcome > 0 for solution in kept) / len(kept)
+    right = sum(solution.grade.correct for solution in kept) / len(kept)
     steps = sum(len(solution.steps) for solution in kept)
     seconds = time.perf_counter() - begun
     return LabelReport(len(kept), len(sampled) - len(kept), right, steps, seconds=seconds)
@@ -285,9 +287,8 @@ def _ends(policy: Policy) -> frozenset[int]:
 def _check_room(policy: Policy, tokens: int) -> None:
     positions = getattr(policy.model.config, "max_position_embeddings", None)
     if positions is not None and tokens > positions:
-        raise InputError(
-            f"`max_new_tokens` must fit the policy's {positions} positions with its prompt; got {tokens} in all."
-        )
+        where = f"the policy's {positions} positions with its prompt"
+        raise InputError(f"`max_new_tokens` must fit {where}; got {tokens} in all.")
 
 
 @contextmanager

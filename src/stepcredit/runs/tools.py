@@ -1,6 +1,7 @@
 """Searching by tool calls, in the form of a policy's chat template, with the very ids of TRL's own loop."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -8,9 +9,13 @@ from typing import Any
 from stepcredit.errors import InputError, MissingExtraError
 from stepcredit.runs.conversing import Dialogue, token_count
 from stepcredit.runs.prompts import render_prompt
-from stepcredit.tasks import SearchTask
+from stepcredit.tasks import MultiHopSearch, SearchTask
+from stepcredit.tasks.multihop.question import render_paragraphs
+from stepcredit.tasks.multihop.results import shown_paragraphs
+from stepcredit.tasks.multihop.world import World
 
 _TOOLS_SINCE = {"trl": (1, 10), "transformers": (5, 2)}  # TRL before that trained on a tool's result that did not fit
+_HARMFUL = re.compile(r"[^\w .:/-]")
 
 
 class SearchTool:
@@ -55,7 +60,8 @@ class ToolProtocol:
             is given what reads them where it has nothing of its own.
 
     Raises:
-        InputError: The chat template has no tools, its calls cannot be read, or TRL or Transformers is too old.
+        InputError: The chat template has no tools, its calls cannot be read, it writes results such that the task does
+            not find them again, or TRL or Transformers is too old.
         MissingExtraError: TRL is not installed; or jmespath, with which Transformers before 5.13 reads calls.
     """
 
@@ -68,6 +74,7 @@ class ToolProtocol:
         self._template = self._prepared(self._templates)
         self._count = token_count(tokenizer)
         self._tools = [SearchTool(task).search]
+        self._check_results()
         self._opening = self.prompt("")  # ends in what opens a turn: all of a context that reading a turn needs
 
     def prompt(self, prompt: str) -> list[int]:
@@ -95,6 +102,19 @@ class ToolProtocol:
             results.append({"role": "tool", "name": name, "content": _called(dialogue.environment, name, arguments)})
         ids = self._suffix(results)
         return ids if len(ids) <= room else None
+
+    def _check_results(self) -> None:
+        """Refuses a chat template behind which the task would read another result than the environment gave."""
+        result = render_paragraphs(World(0).paragraphs[:2])
+        ids = self._suffix([{"role": "tool", "name": "search", "content": result}])
+        written: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if isinstance(self.task, MultiHopSearch):
+            known = shown_paragraphs(written) == shown_paragraphs(result)
+        else:
+            known = result.strip() in written
+        if not known:
+            raise InputError("`policy` must have a chat template that shows a tool's result as it is, its title on a "
+                             f"line of its own; got {written!r:.200}.")  # fmt: skip
 
     def _calls(self, turn: Sequence[int], context: Sequence[int]) -> list[Any]:
         read = self._templates.parse_response
@@ -150,6 +170,10 @@ def harden(tokenizer: Any) -> None:
 
     TRL takes a turn that is refused with ValueError for plain text. But JSON a thousand brackets deep ends in a
     RecursionError, and a name with half of a surrogate pair in what no tokenizer encodes, in the middle of a step.
+
+    The names of tools and of their arguments come back to the policy, in errors and in some templates' headings of
+    results, as the environment's words. So in names only letters, digits, spaces and ``_.:/-`` are kept, and every
+    other character becomes ``?``: no name can form a tag, a title or a quoted text.
     """
     if not isinstance(tokenizer.parse_response, _Parser):
         tokenizer.parse_response = _Parser(tokenizer.parse_response)
@@ -172,7 +196,20 @@ class _Parser:
             if not isinstance(call, dict) or call.get("type") != "function" or "function" not in call:
                 raise ValueError("A call of a tool must be of type function.")
             json.dumps(call, ensure_ascii=False).encode()  # UnicodeEncodeError is a ValueError
+            call["function"] = _plainly_named(call["function"])
         return parsed
+
+
+def _plainly_named(function: Any) -> Any:
+    """A function's call with harmless names in the place of its own and its arguments'."""
+    if not isinstance(function, dict):
+        return function
+    named = dict(function)
+    if isinstance(named.get("name"), str):
+        named["name"] = _HARMFUL.sub("?", named["name"])
+    if isinstance(named.get("arguments"), dict):
+        named["arguments"] = {_HARMFUL.sub("?", str(name)): value for name, value in named["arguments"].items()}
+    return named
 
 
 def _called(tool: SearchTool, name: str, arguments: Any) -> str:

@@ -150,7 +150,7 @@ def make_trainer(
             model=model, reward_funcs=[grader.outcome, grader.format], args=settings, train_dataset=data,
             processing_class=tokenizer, callbacks=list(callbacks), **rollouts,
             estimator=estimator, outcome=["outcome"], format=["format"], on_credit=observer,
-            kl_every=config.run.kl_every, **beside, **process, **config.credit,
+            correct=grader.correct, kl_every=config.run.kl_every, **beside, **process, **config.credit,
         )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     return trainer, observer

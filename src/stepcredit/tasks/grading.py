@@ -13,7 +13,8 @@ class Grade:
     """The verdict of a task on one completion. Grading never raises on model text: it grades.
 
     Attributes:
-        outcome: Reward of the final answer, 1.0 right and 0.0 wrong (or absent, or unreadable).
+        outcome: Reward of the final answer: 1.0 where it is right, 0.0 where it is absent or unreadable; a wrong one
+            has 0.0, or less than 1.0 in a task that rewards an answer in part.
         format_reward: Reward of the form alone, in [0, 1].
         format_ok: True where the form is exactly the one the task asks for.
         steps: Ground-truth process scores, as spans of the exact completion in order; empty where the task
@@ -22,9 +23,11 @@ class Grade:
         parsed: False where no answer could be read. Such a completion never has a positive outcome.
         reason: A short word on how the verdict came about, for counting.
         measures: Further numbers by name, for averaging: those that the task names, each in every grade.
+        correct: Whether the final answer is right; where the task does not say, whether ``outcome`` is positive.
 
     Raises:
-        InputError: ``kinds`` and ``steps`` differ in length, an unread answer is rewarded, or a measure is not finite.
+        InputError: ``kinds`` and ``steps`` differ in length, an unread answer is rewarded, an answer without a reward
+            is correct, or a measure is not finite.
 
     Degenerate cases:
         An empty completion has no steps.
@@ -33,6 +36,8 @@ class Grade:
         >>> grade = Grade(1.0, steps=(ScoredSpan(0, 4, 1.0), ScoredSpan(4, 9, 0.0)), kinds=("one", "merged"))
         >>> grade.first_error, Grade(1.0).first_error
         (1, None)
+        >>> Grade(1.0).correct, Grade(0.5).correct, Grade(0.5, correct=False).correct
+        (True, True, False)
     """
 
     outcome: float
@@ -43,13 +48,18 @@ class Grade:
     parsed: bool = True
     reason: str = ""
     measures: Mapping[str, float] = field(default_factory=dict, hash=False)
+    correct: bool = None  # type: ignore[assignment]  # settled below
 
     def __post_init__(self) -> None:
-        """Checks the invariants that readers of a grade rely on."""
+        """Settles the verdict; checks the invariants that readers of a grade rely on."""
+        if self.correct is None:
+            object.__setattr__(self, "correct", self.outcome > 0)
         if self.kinds and len(self.kinds) != len(self.steps):
             raise InputError(f"`kinds` must have one word a step; got {len(self.kinds)} for {len(self.steps)} steps.")
         if self.outcome > 0 and not self.parsed:
             raise InputError(f"`outcome` must be 0 where no answer was parsed; got {self.outcome}.")
+        if self.correct and not self.outcome > 0:
+            raise InputError(f"`correct` must be False where the outcome earns nothing; got {self.outcome}.")
         odd = [name for name, value in self.measures.items() if not isfinite(value)]
         if odd:
             raise InputError(f"`measures` must be finite; got {self.measures[odd[0]]} for {odd[0]!r}.")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -85,6 +86,46 @@ def test_what_cannot_be_searched(query: str, want: str) -> None:
     assert here.search(query) == f"{want}\n"
     assert here.searches_used == 1
     assert here._retriever.queries == []
+
+
+class Contrary:
+    """Has neither a truth nor a text."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+
+    def __bool__(self) -> bool:
+        if self.method == "bool":
+            raise ValueError("neither")
+        return True
+
+    def __str__(self) -> str:
+        return 7 if self.method == "no text" else str(1 / 0)
+
+
+def nested(depth: int) -> list:
+    found: list = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: 10**5000,  # more digits than Python writes
+        lambda: nested(100_000),
+        lambda: Contrary("bool"),
+        lambda: Contrary("str"),
+        lambda: Contrary("no text"),
+    ],
+    ids=["digits", "nested", "no truth", "raises", "no text"],
+)
+def test_what_cannot_be_written_is_too_long(make: Callable[[], Any]) -> None:
+    here = environment(OSLO)
+    assert here.search(make()) == f"{LONG}\n"
+    assert (here.searches_used, here.failures, here._retriever.queries) == (1, 0, [])
+    assert here.search("mayor") == OSLO.render()
 
 
 @pytest.mark.parametrize(

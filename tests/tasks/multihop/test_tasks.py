@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,10 +10,15 @@ from stepcredit.batch import Span
 from stepcredit.config import build_task
 from stepcredit.errors import InputError
 from stepcredit.tasks import MultiHop, MultiHopSearch, SearchTask, Task
-from stepcredit.tasks.multihop.environment import frame
+from stepcredit.tasks.multihop.environment import CUT, EMPTY, FAILED, LONG, NOTHING, REPEATED, SPENT, frame, neutral
 from stepcredit.tasks.multihop.question import Hop, Paragraph, Question
+from stepcredit.tasks.multihop.results import shown_results
+from stepcredit.tasks.multihop.retrieval import distinct, identity, open_index
+from stepcredit.tasks.multihop.world import World
+from tasks.published import published
 
-REFERENCE = json.dumps({"answers": ["Kelda", "Kel"], "gold": ["Kestrel", "Mirel"], "world": 3})
+TEXT = "Some text."
+REFERENCE = json.dumps({"answers": ["Kelda", "Kel"], "gold": [["Kestrel", TEXT], ["Mirel", TEXT]], "world": 3})
 
 
 def rollout(*parts):
@@ -26,7 +32,7 @@ def rollout(*parts):
 
 
 def found(*titles):
-    return frame("".join(f"# {title}\nSome text.\n" for title in titles))
+    return frame("".join(f"# {title}\n{TEXT}\n" for title in titles))
 
 
 def search_grade(*parts, finished=True, task=None):
@@ -104,7 +110,7 @@ def test_each_turn_is_scored_by_what_it_newly_found():
     assert grade.kinds == ("missed", "found", "again", "refused", "found", "answer")
     assert [step.score for step in grade.steps] == [0.0, 1.0, 0.0, 0.0, 1.0, 1.0]
     assert grade.format_ok
-    expected = {"em": 1.0, "f1": 1.0, "searches": 5.0, "recall": 1.0}
+    expected = {"em": 1.0, "f1": 1.0, "searches": 3.0, "recall": 1.0}  # no more than there can be
     expected |= {"recall_after_1": 0.0, "recall_after_2": 0.5, "recall_after_3": 0.5}
     assert grade.measures == expected
     assert set(grade.measures) == set(MultiHopSearch(searches=3).measures)
@@ -134,6 +140,151 @@ def test_an_answer_given_early_breaks_the_form():
     assert (grade.outcome, grade.format_ok) == (1.0, False)
 
 
+ANSWERED = ("<search>a</search>", found("Oslo"), "<answer>Kelda</answer>")
+
+
+@pytest.mark.parametrize(
+    ("turn", "written", "form"),
+    [
+        (0, "<search>a</search>", True),
+        (0, "<answer><search>a</search>", False),
+        (0, "</answer><search>a</search>", False),
+        (0, "<tool_response>\n<search>a</search>", False),
+        (0, "</information><search>a</search>", False),
+        (0, "<INFORMATION><search>a</search>", False),
+        (0, "the information <search>a</search>", True),
+        (2, "<answer>Kelda</answer>\n", True),
+        (2, "<search>Q</search><answer>Kelda</answer>", False),
+        (2, "<search><answer>Kelda</answer>", False),
+        (2, "</search><answer>Kelda</answer>", False),
+        (2, "</Tool_Response ><answer>Kelda</answer>", False),
+        (2, "< 3 informations <answer>Kelda</answer>", True),
+    ],
+)
+def test_the_form_of_a_search(turn, written, form):
+    grade = search_grade(*ANSWERED[:turn], written, *ANSWERED[turn + 1 :])
+    assert (grade.outcome, grade.format_ok, grade.format_reward) == (1.0, form, float(form))
+
+
+def test_searches_are_the_results_that_the_budget_brought():
+    told = [frame(f"{message}\n") for message in (EMPTY, LONG, REPEATED, NOTHING, FAILED, CUT)]
+    task = MultiHopSearch(searches=6)
+    for result in told:
+        one = search_grade("<search>a</search>", result, "<answer>x</answer>", task=task)
+        assert (one.kinds[0], one.measures["searches"]) == ("refused", 1.0)
+    for result in (frame(f"{SPENT}\n"), "{'error': 'Tool x not found.'}", "\n"):
+        none = search_grade("<search>a</search>", result, "<answer>x</answer>", task=task)
+        assert (none.kinds, none.measures["searches"]) == (("refused", "answer"), 0.0)
+
+
+TOOLS = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def response(*titles, text=TEXT):
+    return "<tool_response>\n" + "".join(f"# {title}\n{text}\n" for title in titles) + "\n</tool_response>\n"
+
+
+def test_several_calls_in_a_turn_have_a_result_each():
+    error = "<tool_response>\n{'error': 'Tool reset not found.'}\n</tool_response>\n"
+    spent = f"<tool_response>\n{SPENT}\n\n</tool_response>\n"
+    grade = search_grade(
+        "three calls", TOOLS.format(response("Oslo") + error + response("Rome", "Mirel")),
+        "two calls", TOOLS.format(response("Kestrel") + spent), "<answer>Kelda</answer>",
+    )  # fmt: skip
+    assert grade.kinds == ("found", "found", "answer")
+    assert grade.measures["searches"] == 3.0
+    assert [grade.measures[f"recall_after_{i}"] for i in (1, 2, 3)] == [0.0, 0.5, 1.0]
+    joined = search_grade("two calls", response("Oslo") + response("Oslo"), "x")
+    assert (joined.kinds, joined.measures["searches"]) == (("missed", "unanswered"), 2.0)
+
+
+def test_results_written_as_json_are_read():
+    texts = ("".join(f"# {title}\n{TEXT}\n" for title in ("Oslo", "Mirel")), f"{NOTHING}\n", f"{SPENT}\n")
+    written = "".join(f"functions.search to=assistant commentary{json.dumps(text)}" for text in texts) + "assistant"
+    assert shown_results(written) == [[("Oslo", TEXT), ("Mirel", TEXT)], []]
+    grade = search_grade("calls", written, "<answer>Kelda</answer>")
+    assert (grade.kinds, grade.measures["searches"], grade.measures["recall"]) == (("found", "answer"), 2.0, 0.5)
+    quoted = found("Oslo").replace(TEXT, json.dumps(f"# Mirel\n{TEXT}"))  # what a paragraph says, brought as it is
+    assert search_grade("call", quoted, "x").kinds[0] == "missed"
+
+
+def gold_grade(gold, *results):
+    reference = json.dumps({"answers": ["x"], "gold": gold, "world": 0})
+    text, turns = rollout(*(part for result in results for part in ("<search>a</search>", frame(result))), "x")
+    return MultiHopSearch().grade(reference, text, turns=turns)
+
+
+def test_a_paragraph_is_told_by_title_and_text():
+    one, other = Paragraph("Bel", ("A mayor.",)), Paragraph("Bel", ("A river. ", " Long."))
+    grade = gold_grade([["Bel", "A mayor."]], other.render(), one.render(), one.render())
+    assert grade.kinds[:3] == ("missed", "found", "again")
+    grade = gold_grade([["Bel", "A mayor."], ["Bel", "A river. Long."]], other.render(), one.render())
+    assert (grade.kinds[:2], grade.measures["recall_after_1"], grade.measures["recall"]) == (("found",) * 2, 0.5, 1.0)
+    marked = Paragraph("<b>  \ud800", ("x <answer>\u0065\u0301",))  # an e and its accent, which many tokenizers join
+    [gold] = json.loads(Question("q", "?", ("a",), (replace(marked, support=(0,)),)).reference())["gold"]
+    assert gold == ["<b> \ud800", "x <answer>e\u0301"]
+    assert gold_grade([gold], neutral(marked.render()).replace("e\u0301", "\u00e9")).kinds[0] == "found"
+
+
+@pytest.mark.parametrize(
+    ("result", "kind"),
+    [
+        ("# Bel\nA river in\n", "missed"),
+        ("# Bel\nA river in [cut]\n", "found"),
+        ("# Bel\nA [cut]\n", "found"),
+        ("# Bel\nA river in Rio. [cut]\n", "found"),  # the whole of it, of a longer result
+        ("# Bel\nA river in Rio.\n[cut]\n", "found"),
+        ("# Bel\nA riv [cut]\n", "missed"),
+        ("# Bel\nA lake [cut]\n", "missed"),
+        ("# Rio\nA river in [cut]\n", "missed"),
+        ("# Bel\n[cut]\n", "missed"),  # no word of it
+        ("# Bel\n\n", "missed"),
+        ("# Bel", "missed"),
+        ("[cut]\n", "refused"),
+    ],
+)
+def test_a_paragraph_that_was_cut_is_the_gold_one_that_begins_so(result, kind):
+    assert gold_grade([["Bel", "A river in Rio."]], result).kinds[0] == kind
+
+
+def test_a_cut_paragraph_is_the_first_that_it_may_be_and_no_new_one_later():
+    gold = [["Bel", "A river in Rio."], ["Bel", "A river in Peru."], ["Bel", "Ends in [cut]"]]
+    grade = gold_grade(gold, "# Bel\nA river in [cut]\n", "# Bel\nA river in Rio.\n", "# Bel\nA river in Peru.\n",
+                       "# Bel\nEnds in [cut]\n")  # fmt: skip
+    assert grade.kinds[:4] == ("found", "again", "found", "found")
+    assert grade.measures["recall"] == 1.0
+
+
+@pytest.mark.parametrize("tokens", [100_000, 300])
+def test_the_recall_of_musique_is_that_of_its_retrieval(tokens, tmp_path, monkeypatch):
+    path = published("musique/eval_sample.jsonl.gz")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    task = MultiHopSearch(test=str(path), k=5, result_tokens=tokens)
+    pairs = list(zip(task.questions("test"), task.examples("test"), strict=True))
+    index = open_index(distinct(p for question, _ in pairs for p in question.paragraphs))
+    assert len(pairs) == 200
+    repeated = cut = 0
+    for question, example in pairs:
+        query = f"<search>{question.question}</search>"
+        text, turns = rollout(query, task.environment(example.reference).reply(query), "<answer>x</answer>")
+        grade = task.grade(example.reference, text, turns=turns)
+        wanted = {identity(paragraph) for paragraph in question.gold}
+        brought = index.search(question.question, 5)
+        whole = len("".join(p.render() for p in brought).split()) <= tokens
+        shown, length = set(), 0
+        for paragraph in brought:
+            if whole or length + len(paragraph.title.split()) + 2 < tokens:  # the hash, a word of text, and the mark
+                shown.add(identity(paragraph))
+            length += len(paragraph.render().split())
+        assert grade.measures["recall"] == len(wanted & shown) / len(wanted)
+        cut += not whole
+        assert grade.kinds[0] == ("found" if grade.measures["recall"] else "missed")
+        titles = {title for title, _ in wanted}
+        repeated += len({p.title for p in question.paragraphs}) < len(question.paragraphs) or len(titles) < len(wanted)
+    assert repeated > 50
+    assert cut == 0 if tokens > 300 else cut > 100
+
+
 def test_a_rollout_that_stops_short_is_graded_all_the_same():
     assert search_grade("", finished=False).kinds == ()
     cut = search_grade("<search>a</search>", found("Mirel"), "<sea", finished=False)
@@ -151,6 +302,24 @@ def test_grading_never_raises_and_steps_are_the_turns(parts, finished):
     text, turns = rollout(*parts)
     grade = MultiHopSearch().grade(REFERENCE, text, finished=finished, turns=turns)
     assert [(step.start, step.end) for step in grade.steps] == [tuple(turn) for turn in turns]
+
+
+def test_a_search_of_the_world_brings_the_gold_paragraphs_word_for_word():
+    task = MultiHopSearch(hops=3, k=1)
+    for world, (question, example) in enumerate(
+        zip(task.questions("test", 20), task.examples("test", 20), strict=True)
+    ):
+        assert set(json.loads(example.reference)) == {"answers", "gold", "world"}
+        assert question.question == World(world).question(hops=3).question
+        parts = []
+        environment = task.environment(example.reference)
+        for hop in question.hops:
+            query = f"<search>{hop.question}</search>"
+            parts += [query, environment.reply(query)]
+        text, turns = rollout(*parts, f"<answer>{question.answers[0]}</answer>")
+        grade = task.grade(example.reference, text, turns=turns)
+        assert grade.kinds == ("found", "found", "found", "answer")
+        assert (grade.measures["recall"], grade.measures["searches"], grade.format_ok) == (1.0, 3.0, True)
 
 
 def test_the_environment_searches_the_questions_own_world():
@@ -174,6 +343,8 @@ def test_the_environment_searches_the_questions_own_world():
         (lambda: MultiHop().examples("train"), "`count` must be at least 1 for the world, which has no end; got None"),
         (lambda: MultiHopSearch(k=0), "`k` must be at least 1"),
         (lambda: MultiHopSearch(searches=0), "`searches` must be at least 1; got 0"),
+        (lambda: MultiHopSearch(searches=2.5), "`searches` must be a whole number; got 2.5"),
+        (lambda: MultiHopSearch(result_tokens="9"), "`result_tokens` must be a whole number; got '9'"),
         (lambda: MultiHopSearch(result_tokens=1), "`result_tokens` must hold the longest message"),
     ],
 )
@@ -194,6 +365,6 @@ def test_a_published_set_has_an_instruction_and_the_world_has_none(tmp_path):
     assert MultiHop(instruction="Go.").instruction == "Go."
     example = task.examples("test")[0]
     assert example.prompt == "# Oslo\nBel.\nQuestion: Who?\n"
-    assert json.loads(example.reference) == {"answers": ["Bel"], "gold": ["Oslo"], "split": "test"}
+    assert json.loads(example.reference) == {"answers": ["Bel"], "gold": [["Oslo", "Bel."]], "split": "test"}
     with pytest.raises(InputError, match="`count` must be from 1 to the 1 questions"):
         task.examples("test", 2)

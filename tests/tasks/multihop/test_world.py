@@ -68,9 +68,26 @@ def test_a_question_is_answered_by_its_own_paragraphs_and_by_nothing_shorter(see
 def test_a_world_is_the_same_everywhere_and_another_with_every_seed():
     text = "".join(paragraph.render() for paragraph in World(7).paragraphs)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "84258b2f0ec614c0"
+    numbered = [World(7).question(hops=hops, number=number) for hops in (1, 2, 3, 4) for number in range(20)]
+    text = "".join(f"{q.question}\n{q.answers[0]}\n" + "".join(p.render() for p in q.paragraphs) for q in numbered)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "f170a35fca2a4b14"
     assert World(7).question(hops=3) == World(7).question(hops=3)
     assert len({World(seed).question(hops=3).question for seed in range(200)}) > 170
     assert World(7).question(hops=3, number=1) != World(7).question(hops=3)
+
+
+@settings(deadline=None, max_examples=50)
+@given(seeds, st.integers(1, 4), st.integers(1, 4), st.integers(0, 9))
+def test_whole_paragraphs_are_the_worlds_and_change_no_question(seed, hops, facts, number):
+    world = World(seed)
+    part, whole = (world.question(hops=hops, facts=some, number=number) for some in (facts, None))
+    assert (whole.id, whole.question, whole.answers, whole.hops) == (part.id, part.question, part.answers, part.hops)
+    assert [p.title for p in whole.paragraphs] == [p.title for p in part.paragraphs]
+    known = {paragraph.title: paragraph.sentences for paragraph in world.paragraphs}
+    for ours, theirs in zip(whole.paragraphs, part.paragraphs, strict=True):
+        assert ours.sentences == known[ours.title]
+        assert set(theirs.sentences) <= set(ours.sentences)
+        assert [ours.sentences[i] for i in ours.support] == [theirs.sentences[i] for i in theirs.support]
 
 
 def test_names_are_single_words_of_one_kind():

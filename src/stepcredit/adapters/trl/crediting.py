@@ -1,7 +1,7 @@
 """One generation batch: its log-probabilities, its process signal, its credit, and what is logged of it."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,7 @@ class CreditStep:
 
 
 Observer = Callable[[CreditStep], Mapping[str, float] | None]
+Verdict = Callable[[Rollouts], Sequence[bool]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +68,7 @@ class Settings:
     gspo_token: bool
     on_credit: Observer | None
     kl_every: int
+    correct: Verdict | None
 
 
 def with_credit(
@@ -95,6 +97,8 @@ def with_credit(
         prompt_ids=_unpadded(output["prompt_ids"], output["prompt_mask"]),
     )  # fmt: skip
     logprobs |= _source_logprobs(sources, rollouts, logprobs, mask)
+    if credit.correct is not None:
+        fields["correct"] = torch.tensor(list(credit.correct(rollouts)), dtype=torch.bool, device=mask.device)
     batch = RolloutBatch(mask, groups, **fields, **logprobs)
     numbers: dict[str, float] = {}
     batch = _with_signal(trainer, credit, rollouts, batch, mode, numbers)

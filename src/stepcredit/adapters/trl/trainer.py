@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stepcredit.adapters.trl import guards, learning
 from stepcredit.adapters.trl.channels import Channels
-from stepcredit.adapters.trl.crediting import Observer, Settings, gspo_old_logprobs, with_credit
+from stepcredit.adapters.trl.crediting import Observer, Settings, Verdict, gspo_old_logprobs, with_credit
 from stepcredit.adapters.trl.models import frozen, reference_model
 from stepcredit.adapters.trl.rollouts import Cut, generated_mask, with_policy_mask
 from stepcredit.errors import InputError, MissingExtraError
@@ -129,6 +129,7 @@ def attach(
     gspo_token: bool = False,
     on_credit: Observer | None = None,
     kl_every: int = 0,
+    correct: Verdict | None = None,
 ) -> Any:
     """Gives a `GRPOTrainer` (or a subclass that keeps its loss) token-level credit. Call it before `train`.
 
@@ -161,6 +162,8 @@ def attach(
             distributed run it is called on every rank and should return numbers of the whole batch.
         kl_every: Log the KL to the reference on every so many generation batches, at the price of the forward passes
             that the estimator does not need anyway; 0 logs it only where it comes free.
+        correct: Says of this rank's `Rollouts` which are right: `RolloutBatch.correct`. By default those with a
+            positive outcome; needed where an outcome may be earned in part.
 
     Returns:
         The trainer itself, its class replaced by one with the overrides.
@@ -195,7 +198,7 @@ def attach(
         trainer.__class__ = type(f"Credit{kind.__name__}", (_CreditMixin, kind), {"__doc__": kind.__doc__})
     trainer._credit = Settings(
         estimator, signal, guard, channels, cut, steps is not None, reference, reads & _LOGPROBS, models, gspo_token,
-        on_credit, kl_every,
+        on_credit, kl_every, correct,
     )  # fmt: skip
     try:
         guards.probe(trainer)

@@ -88,7 +88,8 @@ class SearchEnvironment:
         InputError: A number is out of its range, or ``result_tokens`` does not hold the longest message.
 
     Degenerate cases:
-        A query of white space and control characters is empty. A query is repeated when it differs from an earlier
+        A query of white space and control characters is empty; one that cannot be written as a text, such as a number
+        of 5,000 digits or lists a thousand deep, is too long. A query is repeated when it differs from an earlier
         one in case and spacing alone; one that failed may be tried again. A result whose first paragraph
         does not fit with one word of text is ``[cut]`` alone.
 
@@ -139,8 +140,8 @@ class SearchEnvironment:
             self._overdrawn += 1
             return SPENT + "\n"
         self.searches_used += 1
-        asked = str(query or "").strip()  # a tool call may carry a number, or null, where its schema says a text
-        if len(asked) > LONGEST_QUERY:
+        asked = _written(query)
+        if asked is None or len(asked) > LONGEST_QUERY:
             return LONG + "\n"
         asked = " ".join("".join(c if c.isprintable() else " " for c in asked).split())
         if not asked:
@@ -191,6 +192,14 @@ class SearchEnvironment:
         if room is None:
             return frame(result)
         return frame(_fitted(result, lambda text: self._count(frame(text)) <= room))
+
+
+def _written(query: object) -> str | None:
+    """The query as a text: a tool call may carry a number, or null, where its schema says one. None: it cannot be."""
+    try:
+        return str(query or "").strip()
+    except Exception:  # noqa: BLE001 - whatever a model makes of a query, it is told
+        return None
 
 
 def _fitted(result: str, fits: Callable[[str], bool]) -> str:

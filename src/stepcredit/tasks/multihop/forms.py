@@ -15,6 +15,10 @@ EMPTY = "supporting sentence of a paragraph without any: left out"
 ABSENT = "supporting fact of a paragraph that is not there: left out"
 REPEATED = "supporting fact of a title that several paragraphs have: the first that has the sentence"
 BLANK = "answer alias without a text: left out"
+NEGATIVE = "supporting fact with an index below 0: left out"
+NOWHERE = "hop of a paragraph that is not there: kept without one"
+PARTIAL = "evidence without all of its texts: left out"
+UNTOLD = "hop without a question or an answer: all hops of its question left out"
 
 _FORMS = (
     "context, supporting_facts (HotpotQA, 2WikiMultihopQA); paragraphs of title, paragraph_text, is_supporting "
@@ -40,16 +44,16 @@ def question_of(row: Row, where: str, name: str, repairs: Counter[str], more: Se
     """
     if {"context", "supporting_facts"} <= row.keys():
         paragraphs = _by_facts(row, where, repairs)
-        hops, kind = _evidence_hops(row, paragraphs, where), row.get("type")
+        hops, kind = _evidence_hops(row, paragraphs, where, repairs), row.get("type")
     else:
         items = records(row, "paragraphs", (), where) if row.get("paragraphs") else []
         if items and all("paragraph_text" in item for item in items):
-            paragraphs, hops = _flagged(row, items, where)
+            paragraphs, hops = _flagged(row, items, where, repairs)
             kind = row.get("type") or str(row.get("id", "")).rpartition("__")[0]  # MuSiQue's ids begin with "2hop__"
         elif items and all({"sentences", "support"} <= item.keys() for item in items):
-            paragraphs = [_paragraph(item, where, _indices(item, where), repairs) for item in items]
-            hops, kind = _evidence_hops(row, paragraphs, where), row.get("type")
-            hops = _hops(row, "decomposition", "paragraph", range(len(items)), where) or hops
+            paragraphs = [_paragraph(item, where, _indices(item, where, repairs), repairs) for item in items]
+            hops, kind = _evidence_hops(row, paragraphs, where, repairs), row.get("type")
+            hops = _hops(row, "decomposition", "paragraph", range(len(items)), where, repairs) or hops
         else:
             fields = ", ".join(map(str, row)) or "none"
             raise InputError(f"A row must have one of the forms {_FORMS}; got the fields {fields} in {where}.")
@@ -76,6 +80,9 @@ def _by_facts(row: Row, where: str, repairs: Counter[str]) -> list[Paragraph]:
     found: dict[int, list[int]] = defaultdict(list)
     for fact in records(row, "supporting_facts", ("title", "sent_id"), where):
         title, index = plain_text(fact, "title", where, blank=True), integer(fact, "sent_id", where)
+        if index < 0:
+            repairs[NEGATIVE] += 1
+            continue
         candidates = places.get(title, [])
         candidates = [p for p in candidates if index < len(texts(items[p], "sentences", where))] or candidates
         if not candidates:
@@ -90,8 +97,6 @@ def _by_facts(row: Row, where: str, repairs: Counter[str]) -> list[Paragraph]:
 def _paragraph(item: Row, where: str, indices: Sequence[int], repairs: Counter[str]) -> Paragraph:
     sentences, support = texts(item, "sentences", where), set()
     for index in indices:
-        if index < 0:
-            raise InputError(f"A supporting sentence must have an index from 0; got {index} in {where}.")
         if not sentences:
             repairs[EMPTY] += 1
             continue
@@ -102,13 +107,16 @@ def _paragraph(item: Row, where: str, indices: Sequence[int], repairs: Counter[s
     return Paragraph(plain_text(item, "title", where, blank=True), tuple(sentences), tuple(sorted(support)))
 
 
-def _indices(item: Row, where: str) -> list[int]:
+def _indices(item: Row, where: str, repairs: Counter[str]) -> list[int]:
     if not isinstance(item["support"], (list, tuple)):
         raise InputError(f"`support` must be a list of sentence indices; got {item['support']!r:.80} in {where}.")
-    return [integer({"support": index}, "support", where) for index in item["support"]]
+    indices = [integer({"support": index}, "support", where) for index in item["support"]]
+    kept = [index for index in indices if index >= 0]
+    repairs[NEGATIVE] += len(indices) - len(kept)
+    return kept
 
 
-def _flagged(row: Row, items: Sequence[Row], where: str) -> tuple[list[Paragraph], list[Hop]]:
+def _flagged(row: Row, items: Sequence[Row], where: str, repairs: Counter[str]) -> tuple[list[Paragraph], list[Hop]]:
     paragraphs = []
     for item in items:
         if not isinstance(item.get("is_supporting"), bool):
@@ -120,29 +128,37 @@ def _flagged(row: Row, items: Sequence[Row], where: str) -> tuple[list[Paragraph
     names = [integer(item, "idx", where) if "idx" in item else place for place, item in enumerate(items)]
     if len(set(names)) < len(names):
         raise InputError(f"`idx` must be another one in each paragraph; got {names} in {where}.")
-    return paragraphs, _hops(row, "question_decomposition", "paragraph_support_idx", names, where)
+    return paragraphs, _hops(row, "question_decomposition", "paragraph_support_idx", names, where, repairs)
 
 
-def _hops(row: Row, field: str, pointer: str, names: Sequence[int], where: str) -> list[Hop]:
+def _hops(row: Row, field: str, pointer: str, names: Sequence[int], where: str, repairs: Counter[str]) -> list[Hop]:
+    """The steps of a decomposition: all of them or none, because they refer to each other by number."""
+    steps = records(row, field, (), where) if row.get(field) is not None else []
+    untold = sum(not all(_told(step.get(name)) for name in ("question", "answer")) for step in steps)
+    if untold:
+        repairs[UNTOLD] += untold
+        return []
     hops = []
-    for step in records(row, field, (), where) if row.get(field) is not None else []:
-        place = None
-        if step.get(pointer) is not None:
-            name = integer(step, pointer, where)
-            if name not in names:
-                raise InputError(
-                    f"`{pointer}` must be the index of a paragraph, of {list(names)}; got {name} in {where}."
-                )
-            place = names.index(name)
-        hops.append(Hop(plain_text(step, "question", where), plain_text(step, "answer", where), place))
+    for step in steps:
+        name = step.get(pointer)
+        place = names.index(name) if type(name) is int and name in names else None
+        repairs[NOWHERE] += name is not None and place is None
+        hops.append(Hop(step["question"].strip(), step["answer"].strip(), place))
     return hops
 
 
-def _evidence_hops(row: Row, paragraphs: Sequence[Paragraph], where: str) -> list[Hop]:
+def _told(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _evidence_hops(row: Row, paragraphs: Sequence[Paragraph], where: str, repairs: Counter[str]) -> list[Hop]:
     hops = []
     names = ("subject", "relation", "object")
     for triple in records(row, "evidences", names, where) if row.get("evidences") is not None else []:
-        subject, relation, value = (plain_text(triple, name, where, blank=True) for name in names)
+        if not all(_told(triple.get(name)) for name in names):
+            repairs[PARTIAL] += 1
+            continue
+        subject, relation, value = (triple[name].strip() for name in names)
         hops.append(Hop(f"{subject} >> {relation}", value, _titled(subject, paragraphs)))
     return hops
 

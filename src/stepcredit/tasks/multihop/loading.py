@@ -76,7 +76,10 @@ def load_questions(
         A supporting sentence beyond its paragraph's end stands for the last sentence, so that the paragraph stays
         gold: 2WikiMultihopQA has such rows, all one past the end. A supporting fact whose title is not among the
         paragraphs is left out. A title that repeats keeps every paragraph; the first that has the sentence takes
-        the fact. All of it is counted. A row without an id is called by the source's name and its number.
+        the fact. A supporting fact with an index below 0 is left out; a hop whose paragraph is not there is kept
+        without one; an evidence triple that lacks a text is left out, and so is the whole decomposition where a hop
+        lacks its question or answer, because hops refer to each other by number. All of it is counted. A row
+        without an id is called by the source's name and its number.
 
     Example:
         >>> import json, tempfile

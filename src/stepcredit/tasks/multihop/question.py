@@ -31,6 +31,11 @@ class Paragraph:
                 )
 
     @property
+    def heading(self) -> str:
+        """The title on one line, single spaces inside."""
+        return " ".join(self.title.split())
+
+    @property
     def text(self) -> str:
         """The sentences as one text on one line: white space between them, and inside, becomes a single space."""
         return " ".join(" ".join(self.sentences).split())
@@ -42,7 +47,7 @@ class Paragraph:
             >>> Paragraph("Oslo", ("The mayor of Oslo is Bel.",)).render()
             '# Oslo\nThe mayor of Oslo is Bel.\n'
         """
-        return f"# {' '.join(self.title.split())}\n{self.text}\n"
+        return f"# {self.heading}\n{self.text}\n"
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,12 @@ class Question:
         return tuple(dict.fromkeys(paragraph for paragraph in self.paragraphs if paragraph.support))
 
     def reference(self, **more: Any) -> str:
-        """What a grader needs, as `Example.reference`: JSON with ``answers``, the ``gold`` titles, and ``more``."""
-        return json.dumps({"answers": self.answers, "gold": [p.title for p in self.gold], **more}, ensure_ascii=False)
+        """What a grader needs, as `Example.reference`: JSON with ``answers``, ``gold``, and ``more``.
+
+        ``gold`` has title and text, ``[title, text]``, of each gold paragraph once; titles alone may repeat.
+        """
+        gold = list(dict.fromkeys((paragraph.heading, paragraph.text) for paragraph in self.gold))
+        return json.dumps({"answers": self.answers, "gold": gold, **more}, ensure_ascii=False)
 
 
 def render_paragraphs(paragraphs: Sequence[Paragraph]) -> str:

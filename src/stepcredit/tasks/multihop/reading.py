@@ -8,7 +8,7 @@ from stepcredit.errors import InputError
 from stepcredit.tasks.grading import Grade
 from stepcredit.tasks.multihop.question import Question, render_paragraphs
 from stepcredit.tasks.multihop.source import STATE_ANSWER, WORLD, MultiHopTask
-from stepcredit.tasks.multihop.world import World
+from stepcredit.tasks.multihop.world import KIND, World
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class MultiHop(MultiHopTask):
 
     Args:
         paragraphs: Paragraphs in a prompt. None: all that a published question has; 5 for the world's. A published
-            question keeps its gold ones, and the first others, in their order.
+            question keeps its gold ones, and the first others, in their order; the world has 64.
         facts: Sentences a paragraph of the world's, at most.
 
-    The other options are those of both settings: ``train``, ``test``, ``train_split``, ``test_split``, ``hops``,
-    ``reward``, ``instruction``.
+    The other options are those of both settings: ``train``, ``test``, ``train_split``, ``test_split``, ``config``,
+    ``aliases``, ``answerable_only``, ``hops``, ``reward``, ``instruction``.
 
     Raises:
         InputError: An option is out of its range.
@@ -51,10 +51,19 @@ class MultiHop(MultiHopTask):
     def __post_init__(self) -> None:
         """Checks the options."""
         super().__post_init__()
+        for option in ("facts", "paragraphs"):
+            value = getattr(self, option)
+            if type(value) is not int and not (option == "paragraphs" and value is None):
+                raise InputError(f"`{option}` must be a whole number; got {value!r}.")
         if self.facts < 1:
             raise InputError(f"`facts` must be at least 1; got {self.facts}.")
-        if self.paragraphs is not None and self.paragraphs < (self.hops if WORLD in (self.train, self.test) else 1):
+        if self.paragraphs is None:
+            return
+        of_world = WORLD in (self.train, self.test)
+        if self.paragraphs < (self.hops if of_world else 1):
             raise InputError(f"`paragraphs` must be at least 1, and the hops of the world; got {self.paragraphs}.")
+        if of_world and self.paragraphs > len(KIND):
+            raise InputError(f"`paragraphs` must be at most the world's {len(KIND)}; got {self.paragraphs}.")
 
     def of_world(self, world: World) -> Question:
         """The world's question in this task."""
@@ -62,11 +71,12 @@ class MultiHop(MultiHopTask):
 
     def prompt(self, question: Question) -> str:
         """The paragraphs, then the question."""
-        shown, spare = question.paragraphs, self.paragraphs
-        if spare is not None:
-            left = max(spare - len(question.gold), 0)
-            others = [p for p in shown if not p.support][:left]
-            shown = tuple(p for p in shown if p.support or p in others)
+        shown = question.paragraphs
+        if self.paragraphs is not None:
+            others = [place for place, paragraph in enumerate(shown) if not paragraph.support]
+            spare = max(self.paragraphs - (len(shown) - len(others)), 0)
+            left_out = set(others[spare:])  # by place: paragraphs may be equal
+            shown = tuple(paragraph for place, paragraph in enumerate(shown) if place not in left_out)
         return render_paragraphs(shown) + super().prompt(question)
 
     def grade(self, reference: str, completion: str, *, finished: bool = True) -> Grade:

@@ -1,6 +1,8 @@
 """Multi-hop question answering with a search that brings the paragraphs, in several turns."""
 
 import json
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,15 +11,26 @@ from typing import Any, ClassVar
 from stepcredit.batch import ScoredSpan, Span
 from stepcredit.errors import InputError
 from stepcredit.tasks.grading import Grade
-from stepcredit.tasks.multihop.answers import stated_answer
-from stepcredit.tasks.multihop.environment import INFORMATION, Retriever, SearchEnvironment, neutral, words
+from stepcredit.tasks.multihop.answers import ANSWER, ANSWER_END
+from stepcredit.tasks.multihop.environment import (
+    CUT,
+    SEARCH,
+    SEARCH_END,
+    Retriever,
+    SearchEnvironment,
+    neutral,
+    words,
+)
 from stepcredit.tasks.multihop.loading import load_paragraphs
-from stepcredit.tasks.multihop.question import Paragraph
+from stepcredit.tasks.multihop.question import Paragraph, Question
+from stepcredit.tasks.multihop.results import Shown, shown_results
 from stepcredit.tasks.multihop.retrieval import BM25, distinct, open_index
 from stepcredit.tasks.multihop.source import STATE_ANSWER, WORLD, MultiHopTask, published
 from stepcredit.tasks.multihop.world import World
 
 TURN_KINDS = ("found", "missed", "again", "refused", "answer", "unanswered")
+
+_ENVIRONMENTS = re.compile(r"</?\s*(?:information|tool_response)\b", re.IGNORECASE)  # tags that a policy may not fake
 
 
 @dataclass(frozen=True)
@@ -32,8 +45,8 @@ class MultiHopSearch(MultiHopTask):
         result_tokens: The most tokens of a result, which is cut visibly beyond (words where no tokenizer counts).
         corpus: A file of further paragraphs to search in; empty for none.
 
-    The other options are those of both settings: ``train``, ``test``, ``train_split``, ``test_split``, ``hops``,
-    ``reward``, ``instruction``.
+    The other options are those of both settings: ``train``, ``test``, ``train_split``, ``test_split``, ``config``,
+    ``aliases``, ``answerable_only``, ``hops``, ``reward``, ``instruction``.
 
     Raises:
         InputError: An option is out of its range.
@@ -43,7 +56,7 @@ class MultiHopSearch(MultiHopTask):
         >>> example = task.examples("test", 1)[0]
         >>> example.prompt
         'Question: What is the seat of Metalis?\n'
-        >>> found = "\n<information>\n# Metalis\nThe seat of Metalis is Lunden.\n</information>\n"
+        >>> found = task.environment(example.reference).reply("<search>Metalis</search>")
         >>> query, answer = "<search>seat of Metalis</search>", "<answer>Lunden</answer>"
         >>> turns = [Span(0, len(query)), Span(len(query + found), len(query + found + answer))]
         >>> grade = task.grade(example.reference, query + found + answer, turns=turns)
@@ -65,14 +78,21 @@ class MultiHopSearch(MultiHopTask):
     def __post_init__(self) -> None:
         """Checks the options, those of the environment by making one."""
         super().__post_init__()
+        for option in ("k", "searches", "result_tokens"):
+            if type(getattr(self, option)) is not int:
+                raise InputError(f"`{option}` must be a whole number; got {getattr(self, option)!r}.")
         if self.searches < 1:
             raise InputError(f"`searches` must be at least 1; got {self.searches}.")
         SearchEnvironment(_Nothing(), k=self.k, searches=self.searches, result_tokens=self.result_tokens)
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """``em``, ``f1``, searches made, and the share of gold paragraphs found: in the end and along the way."""
+        """``em``, ``f1``, results of searches, and the share of gold paragraphs found, in the end and along the way."""
         return ("em", "f1", "searches", "recall", *(f"recall_after_{i}" for i in range(1, self.searches + 1)))
+
+    def of_world(self, world: World) -> Question:
+        """The world's question, with the whole paragraphs that a search of the world brings."""
+        return world.question(hops=self.hops, facts=None)
 
     def environment(self, reference: str, count: Callable[[str], int] | None = None) -> SearchEnvironment:
         """The environment of one rollout.
@@ -93,7 +113,8 @@ class MultiHopSearch(MultiHopTask):
     def _retriever(self, gold: dict[str, Any]) -> Retriever:
         if "world" in gold:
             return _index_of_world(gold["world"])
-        return _index(*self._source(gold["split"]), self.corpus)
+        source, part = self._source(gold["split"])
+        return _index(self.corpus, source, part, self.config, self.aliases, self.answerable_only)
 
     def grade(
         self, reference: str, completion: str, *, finished: bool = True, turns: Sequence[Span] | None = None
@@ -102,14 +123,17 @@ class MultiHopSearch(MultiHopTask):
 
         A step is a turn of the policy. Its score and kind:
 
-        - ``found``, 1: its search brought a gold paragraph for the first time;
-        - ``missed``, 0: it brought other paragraphs;
-        - ``again``, 0: it brought only what was there before;
-        - ``refused``, 0: it brought no paragraph;
+        - ``found``, 1: its searches brought a gold paragraph for the first time;
+        - ``missed``, 0: they brought other paragraphs, at least one for the first time;
+        - ``again``, 0: they brought only what was there before;
+        - ``refused``, 0: they brought no paragraph;
         - ``answer``: the last turn; right or wrong, by exact match;
         - ``unanswered``, 0: the last turn without an answer.
 
-        Paragraphs are told apart by title, and only outside the turns: what the policy writes finds nothing.
+        A paragraph is told by title and text, as in `retrieval.identity`: titles repeat. One whose text is cut,
+        visibly by ``[cut]``, is the first gold one that has its title and begins with what is shown of it, one word
+        at least. Paragraphs are looked for only outside the turns, as `shown_results` has them: what the policy
+        writes finds nothing.
 
         Args:
             reference: The example's.
@@ -118,38 +142,31 @@ class MultiHopSearch(MultiHopTask):
             turns: What the policy wrote; None for all of it.
 
         Returns:
-            The grade. The form is kept where the last turn keeps it and no earlier one states an answer, and where
-            the policy writes no ``<information>`` itself.
+            The grade. The form is kept where the last turn keeps it and holds no tag of a search, no earlier turn
+            holds a tag of an answer, and no turn one of ``<information>`` or ``<tool_response>``, in any case.
+            ``searches`` are the results that there are, ``recall_after_i`` is the recall after the first i of them, or
+            after all where they are fewer; several calls in one turn have a result each.
 
         Degenerate cases:
-            A question without gold paragraphs: every recall is 0.
+            A question without gold paragraphs: every recall is 0. Of two gold paragraphs with the same title, of which
+            a cut one may be either, the first is taken. A paragraph that is not gold is, where it is cut, another one
+            than the whole.
         """
         gold = json.loads(reference)
         turns = [Span(0, len(completion))] if turns is None else list(turns)
-        wanted = {neutral(" ".join(title.split())) for title in gold["gold"]}
-        seen: set[str] = set()
-        steps, kinds, recalls = [], [], []
+        finds = _Finds(gold["gold"], self.searches)
+        steps, kinds = [], []
         for turn, after in zip(turns, [*(turn.start for turn in turns[1:]), len(completion)], strict=True):
-            if turn.end == after:
-                continue
-            titles = _titles(completion[turn.end : after])
-            new = titles - seen
-            kind = "refused" if not titles else "again" if not new else "found" if new & wanted else "missed"
-            seen |= titles
-            steps.append(ScoredSpan(*turn, float(kind == "found")))
-            kinds.append(kind)
-            recalls.append(len(seen & wanted) / max(len(wanted), 1))
-        last = completion[turns[-1].start : turns[-1].end] if turns and turns[-1].end == len(completion) else ""
-        earlier = [completion[turn.start : turn.end] for turn in turns[: len(turns) - bool(last)]]
-        in_form = not any(stated_answer(text) is not None for text in earlier)
-        in_form = in_form and not any(INFORMATION in text for text in (*earlier, last))
-        answered = self._answered(gold, last, finished, in_form)
+            if turn.end < after:
+                kinds.append(finds.kind(shown_results(completion[turn.end : after])))
+                steps.append(ScoredSpan(*turn, float(kinds[-1] == "found")))
+        written = [completion[turn.start : turn.end] for turn in turns]
+        last = written.pop() if turns and turns[-1].end == len(completion) else ""
+        answered = self._answered(gold, last, finished, _in_form(written, last))
         if last:
             steps.append(ScoredSpan(*turns[-1], answered["measures"]["em"]))
             kinds.append("answer" if answered["parsed"] else "unanswered")
-        along = [recalls[min(i, len(recalls)) - 1] if recalls else 0.0 for i in range(1, self.searches + 1)]
-        answered["measures"] |= {"searches": float(len(recalls)), "recall": recalls[-1] if recalls else 0.0}
-        answered["measures"] |= {f"recall_after_{i}": share for i, share in enumerate(along, 1)}
+        answered["measures"] |= finds.measures
         return Grade(**answered, steps=tuple(steps), kinds=tuple(kinds))
 
 
@@ -160,21 +177,65 @@ class _Nothing:
         return []
 
 
-def _titles(result: str) -> set[str]:
-    """The titles in what an environment wrote: a line of text follows each, and is no title whatever it looks like."""
-    titles, lines = set(), iter(result.split("\n"))
-    for line in lines:
-        if line.startswith("# "):
-            titles.add(line[2:].strip())
-            next(lines, None)
-    return titles
+class _Finds:
+    """What the searches of one rollout have found so far, of these gold paragraphs, in so many searches at most."""
+
+    def __init__(self, gold: Sequence[Sequence[str]], searches: int) -> None:
+        self._gold = list(dict.fromkeys((_told(title), _told(text)) for title, text in gold))
+        self._searches = searches
+        self._seen: set[Shown] = set()
+        self._recalls: list[float] = []  # after each result
+
+    def kind(self, results: Sequence[Sequence[Shown]]) -> str:
+        """Takes the results of a turn; says what kind of turn it was."""
+        before = set(self._seen)
+        for result in results:
+            self._seen.update(map(self._identity, result))
+            self._recalls.append(len(self._seen.intersection(self._gold)) / max(len(self._gold), 1))
+        new = self._seen - before
+        if not any(results):
+            return "refused"
+        return "again" if not new else "found" if new.intersection(self._gold) else "missed"
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """Searches and recalls, by the names that the task has for them."""
+        recalls = self._recalls or [0.0]
+        along = {f"recall_after_{i}": recalls[min(i, len(recalls)) - 1] for i in range(1, self._searches + 1)}
+        return {"searches": float(min(len(self._recalls), self._searches)), "recall": recalls[-1], **along}
+
+    def _identity(self, shown: Shown) -> Shown:
+        """The gold paragraph that is shown, whole or cut; else what is shown."""
+        title, text = map(_told, shown)
+        start = text.removesuffix(CUT).rstrip()
+        if (title, text) in self._gold or start == text or not start:
+            return title, text
+        begun = (gold for gold in self._gold if gold[0] == title and f"{gold[1]} ".startswith(f"{start} "))
+        return next(begun, (title, text))
+
+
+def _told(text: str) -> str:
+    """A title or text such that what a result shows and what a question has are equal.
+
+    Results are neutral, and the tokenizers of many policies write characters in NFC.
+    """
+    return unicodedata.normalize("NFC", neutral(" ".join(text.split())))
+
+
+def _in_form(earlier: Sequence[str], last: str) -> bool:
+    """Whether no turn holds a tag that is not its own; that the last one ends in an answer is for others to say."""
+    return not (
+        any(tag in text for text in earlier for tag in (ANSWER, ANSWER_END))
+        or any(tag in last for tag in (SEARCH, SEARCH_END))
+        or any(_ENVIRONMENTS.search(text) for text in (*earlier, last))
+    )
 
 
 @lru_cache(maxsize=4)
-def _index(source: str, split: str, corpus: str) -> Retriever:
-    if source == WORLD:
+def _index(corpus: str, *source: Any) -> Retriever:
+    if source[0] == WORLD:
         raise InputError("`reference` must name its world; got none.")
-    paragraphs = [paragraph for question in published(source, split) for paragraph in question.paragraphs]
+    paragraphs = [paragraph for question in published(*source) for paragraph in question.paragraphs]
     paragraphs += load_paragraphs(corpus) if corpus else []
     return open_index(distinct(paragraphs))
 

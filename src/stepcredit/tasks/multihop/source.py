@@ -31,15 +31,23 @@ class MultiHopTask:
         test: The same for the test questions.
         train_split: The split of a folder or hub dataset to train on.
         test_split: The split to test on.
+        config: The configuration of hub datasets, of both where both are; empty for the one that is known to be meant.
+        aliases: 2WikiMultihopQA's ``id_aliases.json``, whose other names of an answer are right too; empty for none.
+        answerable_only: Leave out the rows that MuSiQue marks unanswerable, with a warning of how many; otherwise they
+            are refused.
         hops: Relations to follow in the world's questions, 1 to 4; published questions have what they have.
-        reward: The outcome: "em", exact match, or "f1", word overlap; see `exact_match` and `f1`.
-        instruction: The system message; "default" for a plain one, or none where the test questions are the world's.
+        reward: The outcome: "em", exact match, or "f1", word overlap; see `exact_match` and `f1`. Whether an answer is
+            correct is exact match with either: pass@k, accuracies and `RolloutBatch.correct` are of it.
+        instruction: The system message; "default" for a plain one, or none where all questions are the world's.
     """
 
     train: str = WORLD
     test: str = WORLD
     train_split: str = "train"
     test_split: str = "validation"
+    config: str = ""
+    aliases: str = ""
+    answerable_only: bool = False
     hops: int = 2
     reward: Literal["em", "f1"] = "em"
     instruction: str = "default"
@@ -49,12 +57,18 @@ class MultiHopTask:
 
     def __post_init__(self) -> None:
         """Checks the options; the instruction is settled here."""
-        if not isinstance(self.hops, int) or not 1 <= self.hops <= 4:
+        for option in ("train", "test", "train_split", "test_split", "config", "aliases", "instruction"):
+            if not isinstance(getattr(self, option), str):
+                raise InputError(f"`{option}` must be a text; got {getattr(self, option)!r}.")
+        if not isinstance(self.answerable_only, bool):
+            raise InputError(f"`answerable_only` must be true or false; got {self.answerable_only!r}.")
+        if type(self.hops) is not int or not 1 <= self.hops <= 4:
             raise InputError(f"`hops` must be a whole number from 1 to 4; got {self.hops!r}.")
         if self.reward not in ("em", "f1"):
             raise InputError(f"`reward` must be em or f1; got {self.reward!r}.")
         if self.instruction == "default":
-            object.__setattr__(self, "instruction", "" if self.test == WORLD else self._instruction)
+            only_world = self.train == self.test == WORLD
+            object.__setattr__(self, "instruction", "" if only_world else self._instruction)
 
     @property
     def endless(self) -> bool:
@@ -65,20 +79,27 @@ class MultiHopTask:
         """The questions behind `examples`.
 
         Raises:
-            InputError: No count for the world, more questions than there are, or a source that cannot be read.
+            InputError: No count for the world, more questions than there are, a seed below 0, or a source that cannot
+                be read.
         """
+        return [question for question, _ in self._drawn(split, count, seed)]
+
+    def _drawn(self, split: Split, count: int | None, seed: int) -> list[tuple[Question, dict[str, Any]]]:
+        """The questions, each with what its reference says of where it comes from."""
         source, part = self._source(split)
+        if seed < 0:
+            raise InputError(f"`seed` must be at least 0; got {seed}.")
         if source == WORLD:
             if count is None or count < 1:
                 raise InputError(f"`count` must be at least 1 for the world, which has no end; got {count}.")
             first = _TEST_SEED if split == "test" else _TRAIN_SEEDS * (1 + seed)
-            return [self.of_world(World(first + i)) for i in range(count)]
-        questions = list(published(source, part))
+            return [(self.of_world(World(number)), {"world": number}) for number in range(first, first + count)]
+        questions = list(published(source, part, self.config, self.aliases, self.answerable_only))
         if split == "train":
             random.Random(seed).shuffle(questions)  # noqa: S311 - reproducible order, no secret
         if count is not None and not 1 <= count <= len(questions):
             raise InputError(f"`count` must be from 1 to the {len(questions)} questions of {source!r}; got {count}.")
-        return questions[:count]
+        return [(question, {"split": split}) for question in questions[:count]]
 
     def of_world(self, world: World) -> Question:
         """The world's question in this task."""
@@ -90,12 +111,10 @@ class MultiHopTask:
 
     def examples(self, split: Split, count: int | None = None, *, seed: int = 0) -> list[Example]:
         """The questions as a policy meets them: test in the source's order, train shuffled or drawn by the seed."""
-        source, _ = self._source(split)
-        made = []
-        for question in self.questions(split, count, seed=seed):
-            where = {"world": int(question.id.split("-")[1])} if source == WORLD else {"split": split}
-            made.append(Example(question.id, self.prompt(question), question.reference(**where)))
-        return made
+        return [
+            Example(question.id, self.prompt(question), question.reference(**where))
+            for question, where in self._drawn(split, count, seed)
+        ]
 
     def _source(self, split: str) -> tuple[str, str]:
         return (self.train, self.train_split) if split == "train" else (self.test, self.test_split)
@@ -108,6 +127,7 @@ class MultiHopTask:
         form = finished and in_form and keeps_form(text)
         return {
             "outcome": em if self.reward == "em" else overlap,
+            "correct": bool(em),
             "format_reward": float(form),
             "format_ok": form,
             "parsed": answer is not None,
@@ -117,9 +137,13 @@ class MultiHopTask:
 
 
 @lru_cache(maxsize=4)
-def published(source: str, split: str) -> tuple[Question, ...]:
-    """The questions of a file, folder or hub name, read once; what had to be mended is warned of."""
-    questions = load_questions(source, split=split)
+def published(
+    source: str, split: str, config: str = "", aliases: str = "", answerable_only: bool = False
+) -> tuple[Question, ...]:
+    """The questions of a file, folder or hub name, read once; what had to be mended or left out is warned of."""
+    questions = load_questions(
+        source, split=split, config=config or None, aliases=aliases or None, answerable_only=answerable_only
+    )
     for what, count in questions.repairs.items():
         warnings.warn(f"{source}: {what} ({count} times)", StepCreditWarning, stacklevel=2)
     return tuple(questions)

@@ -24,7 +24,7 @@ class Replies(Protocol):
 class Tutor:
     """Follows a question's hops in the policy's form, and errs at these rates.
 
-    At the default rates about RATE of the answers to three hops are right.
+    At the default rates somewhat under a half of the answers to three hops are right.
 
     Attributes:
         early: Probability, before each hop but the first, of taking the entity at hand for the answer.

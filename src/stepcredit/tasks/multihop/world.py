@@ -121,13 +121,14 @@ class World:
         """One of every entity, with everything that is known of it."""
         return tuple(Paragraph(name, tuple(map(sentence, self._known(name)))) for name in self.facts)
 
-    def question(self, *, hops: int, paragraphs: int = 6, facts: int = 2, number: int = 0) -> Question:
+    def question(self, *, hops: int, paragraphs: int = 6, facts: int | None = 2, number: int = 0) -> Question:
         """A question of the world, with the paragraphs to read.
 
         Args:
             hops: Relations to follow, 1 to 4. No entity comes twice on the way.
             paragraphs: How many come with it, gold ones included; the others are of entities like those on the way.
-            facts: Sentences a paragraph at most, the supporting one included.
+            facts: Sentences a paragraph at most, the supporting one included. None: the world's whole paragraphs, as
+                `paragraphs` has them. The question, its answer and which entities come with it are the same.
             number: Which of the world's questions.
 
         Raises:
@@ -141,7 +142,7 @@ class World:
             raise InputError(f"`hops` must be from {HOPS[0]} to {HOPS[1]}; got {hops}.")
         if not hops <= paragraphs <= len(self.facts):
             raise InputError(f"`paragraphs` must be from {hops}, the hops, to {len(self.facts)}; got {paragraphs}.")
-        if facts < 1:
+        if facts is not None and facts < 1:
             raise InputError(f"`facts` must be at least 1; got {facts}.")
         rng = self._rng(f"question {number}")
         path = self._path(rng, hops)
@@ -185,13 +186,14 @@ class World:
         others.sort(key=lambda name: KIND[name] not in kinds)
         yield from others[:count]
 
-    def _excerpt(self, rng: random.Random, entity: str, relation: str, facts: int) -> Paragraph:
-        """Some of an entity's facts; the one of ``relation``, where there is one, is among them and supports."""
-        known = self._known(entity)
+    def _excerpt(self, rng: random.Random, entity: str, relation: str, facts: int | None) -> Paragraph:
+        """Some of an entity's facts, or all; that of ``relation``, where there is one, is among them and supports."""
+        some = known = self._known(entity)
         gold = [fact for fact in known if fact[1] == relation]
-        rest = [fact for fact in known if fact[1] != relation]
-        some = gold + rng.sample(rest, min(len(rest), facts - len(gold)))
-        rng.shuffle(some)
+        if facts is not None:
+            rest = [fact for fact in known if fact[1] != relation]
+            some = gold + rng.sample(rest, min(len(rest), facts - len(gold)))
+            rng.shuffle(some)
         return Paragraph(entity, tuple(map(sentence, some)), tuple(i for i, fact in enumerate(some) if fact in gold))
 
     def _known(self, entity: str) -> list[Fact]:
