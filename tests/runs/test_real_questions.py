@@ -94,9 +94,10 @@ def folder(tmp_path_factory) -> Path:
         clean_up_tokenization_spaces=False,
     )  # fmt: skip
     made = tmp_path_factory.mktemp("real")
-    likely = ("\n<search>City of Oslo</search>", "</information>\n<answer>Oslo</answer><|im_end|>")
     for name, seed in (("policy", 0), ("teacher", 1)):
-        model: LlamaForCausalLM = make_model(tokenizer, *likely, seed=seed)
+        model: LlamaForCausalLM = make_model(tokenizer, "\n<search> river</search>", seed=seed)
+        model.lm_head.weight.data *= 1.5
+        model.model.layers[0].self_attn.o_proj.weight.data.zero_()  # long prompts have no say in what is likely
         model.save_pretrained(made / name)
         tokenizer.save_pretrained(made / name)
     assert tokenizer.decode(encode_prompt(tokenizer, task, texts[0])) == f"{task.instruction}\n\n{texts[0]}"
@@ -128,7 +129,8 @@ def test_search_in_a_real_pool(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = published(SETS["musique"])
     task = f'type = "multihop-search"\ntrain = "{path}"\ntest = "{path}"\nk = 1\nsearches = 2\nresult_tokens = 80'
-    config = CONFIG.format(policy=folder / "policy", task=task, signal='type = "task_steps"', limit=320)
+    signal = f'type = "opd"\n[teacher]\nname = "{folder / "teacher"}"'
+    config = CONFIG.format(policy=folder / "policy", task=task, signal=signal, limit=320)
     store, rows = trained(config, tmp_path / "run")
     assert sum(row["task/searches"] for row in store.metrics()) > 0
     shown = 0
