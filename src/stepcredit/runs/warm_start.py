@@ -124,6 +124,7 @@ def warm_start(
 
     Example:
         >>> from stepcredit.runs.courses import ArithmeticCourse
+        >>> from stepcredit.tasks import Arithmetic
         >>> model, tokenizer, report = warm_start(ArithmeticCourse(Arithmetic(operations=2)), updates=2, batch_size=4)
         >>> len(report.losses), model.training
         (2, False)
