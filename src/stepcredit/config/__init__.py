@@ -1,7 +1,8 @@
 """From names and ``option=value`` texts to frozen objects."""
 
 from stepcredit.config.build import build_estimator, build_signal, build_task, hint, parse_overrides
-from stepcredit.config.run import RunConfig, dump_config, load_config, parse_config, recipes
+from stepcredit.config.run import RunConfig, dump_config, load_config, parse_config
+from stepcredit.config.tables import recipes
 
 __all__ = [
     "RunConfig",
