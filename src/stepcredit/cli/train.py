@@ -3,11 +3,14 @@
 import argparse
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from stepcredit.config import parse_overrides
-from stepcredit.config.run import dump_config, load_config, recipes
+from stepcredit.config.run import RunConfig, load_config, run_config
+from stepcredit.config.tables import recipes
 from stepcredit.errors import InputError
 
 NAME = "train"
@@ -18,31 +21,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.add_argument("config", nargs="?", metavar="CONFIG", help=f"a TOML file, or a recipe: {', '.join(recipes())}")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a setting")
+    parser.add_argument("--engine", choices=("trl", "verl"), help="whose trainer; as --set run.engine=...")
     parser.add_argument("--out", metavar="DIR", help="the run directory; new (default runs/NAME-SEED)")
     parser.add_argument("--resume", metavar="DIR", help="go on with a killed run; nothing else is given")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Resolves the config, then trains or resumes."""
+    """Resolves the config, then trains or resumes on its engine."""
     if args.resume:
-        if args.config or args.set or args.out or args.dry_run:
+        if args.config or args.set or args.out or args.dry_run or args.engine:
             raise InputError("`--resume` must come alone: the run keeps its own config.")
-        from stepcredit.runs.train import resume
-
-        return _first_rank(resume(args.resume, say=_say))
+        return _first_rank(_engine(run_config(args.resume)).resume(args.resume, say=_say))
     if not args.config:
         raise InputError(f"`CONFIG` must be a TOML file or a recipe ({', '.join(recipes())}); got none.")
-    config = load_config(args.config, parse_overrides(args.set))
+    overrides = parse_overrides(args.set)
+    if args.engine:
+        overrides["run.engine"] = args.engine
+    config = load_config(args.config, overrides)
+    engine = _engine(config)
+    folder = Path(args.out or Path("runs") / f"{Path(args.config).name.removesuffix('.toml')}-{config.run.seed}")
     if args.dry_run:
-        from stepcredit.runs.trainer import grpo_config
+        return {"config": config.tables(), "text": engine.dry_run(config, folder)}
+    return _first_rank(engine.start(config, folder, say=_say))
 
-        grpo_config(config, "checkpoints")
-        return {"config": config.tables(), "text": dump_config(config)}
-    from stepcredit.runs.train import start
 
-    folder = args.out or Path("runs") / f"{Path(args.config).name.removesuffix('.toml')}-{config.run.seed}"
-    return _first_rank(start(config, folder, say=_say))
+def _engine(config: RunConfig) -> ModuleType:
+    """The module that runs a config; only its engine's library is imported."""
+    return import_module("stepcredit.runs.verl.run" if config.run.engine == "verl" else "stepcredit.runs.train")
 
 
 def _first_rank(result: dict[str, Any]) -> dict[str, Any]:

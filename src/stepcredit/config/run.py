@@ -1,18 +1,16 @@
 """A training run's settings: a TOML file or a recipe, what it extends, and overrides; checked before any work."""
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from stepcredit.config.build import build_estimator, build_signal, build_task, hint
+from stepcredit.config.tables import Table, overridden, parse_tables, read_tables
 from stepcredit.errors import InputError
 from stepcredit.options import Options, option
 from stepcredit.signals import Guard
 
-Table = dict[str, Any]
 TASK_STEPS = "task_steps"
 """The signal that is the task's own ground truth for every step, where it has one."""
 
@@ -33,6 +31,7 @@ class Run(Options):
         sampler: "trl": however TRL generates; "grouped": plain sampling that reads a group's prompt once, for small
             policies without vLLM.
         report_to: Also log to these, comma-separated: trackio, wandb, tensorboard.
+        engine: Whose trainer trains: "trl", in this process; or "verl", on Ray.
     """
 
     steps: int = option(100, at_least=1)
@@ -45,6 +44,7 @@ class Run(Options):
     train_examples: int | None = option(None, at_least=1)
     sampler: Literal["trl", "grouped"] = "trl"
     report_to: str = ""
+    engine: Literal["trl", "verl"] = "trl"
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ class RunConfig:
         models: The frozen models beside the policy, by role: teacher, base, reference.
         trainer: Fields of TRL's ``GRPOConfig`` by their names there.
         credit: Further arguments of the TRL adapter's `attach`: format_threshold, gspo_token.
+        verl: Settings of verl's own config by their names there, in nested tables; they win over all others.
         evaluation: What is measured before and after.
     """
 
@@ -113,6 +114,7 @@ class RunConfig:
     models: dict[str, Model] = field(default_factory=dict)
     trainer: Table = field(default_factory=dict)
     credit: Table = field(default_factory=dict)
+    verl: Table = field(default_factory=dict)
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def tables(self) -> dict[str, Table]:
@@ -121,7 +123,7 @@ class RunConfig:
             "run": asdict(self.run), "policy": {**asdict(self.policy), **({"lora": self.lora} if self.lora else {})},
             "task": self.task, "signal": self.signal, "guard": self.guard, "estimator": self.estimator,
             **{role: asdict(model) for role, model in self.models.items()},
-            "trainer": self.trainer, "credit": self.credit, "evaluation": asdict(self.evaluation),
+            "trainer": self.trainer, "credit": self.credit, "verl": self.verl, "evaluation": asdict(self.evaluation),
         }  # fmt: skip
         return {name: _without_none(table) for name, table in tables.items() if table}
 
@@ -142,25 +144,25 @@ def load_config(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
         >>> load_config("demo-pass", {"estimator.k": 1.0}).estimator["k"]
         1.0
     """
-    tables = _read(name_or_path, ())
-    for name, value in (overrides or {}).items():
-        *path, key = name.split(".")
-        if not path:
-            raise InputError(f"`--set {name}` must name a key in a table, such as run.steps; got no table.")
-        at = tables
-        for part in path:
-            at = at.setdefault(part, {})
-            if not isinstance(at, dict):
-                raise InputError(f"`--set {name}` must name a key in a table; got {part!r}, which is a value.")
-        if key == "type" and at.get("type") != value:
-            at.clear()  # another scheme has other options
-        at[key] = value
+    tables = overridden(read_tables(name_or_path), overrides or {})
     return resolve(tables)
 
 
 def parse_config(text: str) -> RunConfig:
     """The config of a file's text, as a run directory keeps it; see `load_config`."""
-    return resolve(_parse(text, "config.toml"))
+    return resolve(parse_tables(text, "config.toml"))
+
+
+def run_config(folder: str | Path) -> RunConfig:
+    """The config that a run directory keeps.
+
+    Raises:
+        InputError: There is no run.
+    """
+    path = Path(folder) / "config.toml"
+    if not path.is_file():
+        raise InputError(f"`run` must be a run directory; {str(folder)!r} has no config.toml.")
+    return parse_config(path.read_text(encoding="utf-8"))
 
 
 def dump_config(config: RunConfig) -> str:
@@ -171,15 +173,21 @@ def dump_config(config: RunConfig) -> str:
     return text
 
 
-def recipes() -> list[str]:
-    """The names of the shipped recipes; files that begin with an underscore are what several of them share."""
-    names = [item.name for item in _RECIPES.iterdir()]
-    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml") and name[0] != "_")
-
-
 def resolve(tables: Mapping[str, Any]) -> RunConfig:
     """Checks tables and makes a config of them; estimator, signal and task are built once to hold their options."""
-    known = ("run", "policy", "task", "signal", "guard", "estimator", *_ROLES, "trainer", "credit", "evaluation")
+    known = (
+        "run",
+        "policy",
+        "task",
+        "signal",
+        "guard",
+        "estimator",
+        *_ROLES,
+        "trainer",
+        "credit",
+        "verl",
+        "evaluation",
+    )
     for name, table in tables.items():
         if name not in known:
             raise InputError(f"`{name}` must be a table of a run's config{hint(name, known)}")
@@ -211,8 +219,11 @@ def resolve(tables: Mapping[str, Any]) -> RunConfig:
         models={role: _section(role, Model, tables[role]) for role in _ROLES if role in tables},
         trainer=dict(tables.get("trainer", {})),
         credit=dict(tables.get("credit", {})),
+        verl=dict(tables.get("verl", {})),
         evaluation=_section("evaluation", Evaluation, tables.get("evaluation", {})),
     )
+    if config.verl and config.run.engine != "verl":
+        raise InputError(f"`verl` must come with run.engine = 'verl'; got {config.run.engine!r}.")
     if config.guard and not signal:
         raise InputError("`guard` must come with a signal; got none in the config.")
     for role in ("policy", "reference"):
@@ -228,53 +239,8 @@ def resolve(tables: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-_RECIPES = resources.files("stepcredit.config").joinpath("recipes")
 _ROLES = ("teacher", "base", "reference")
 _CREDIT = ("format_threshold", "gspo_token")
-
-
-def _read(name_or_path: str, above: tuple[str, ...]) -> Table:
-    name = str(name_or_path)
-    shipped = _RECIPES.joinpath(f"{name}.toml")
-    if name in recipes() or (name[:1] == "_" and shipped.is_file()):
-        text = shipped.read_text(encoding="utf-8")
-        folder: Path | None = None
-    else:
-        path = Path(name)
-        if not path.is_file():
-            raise InputError(f"`config` must be a TOML file or a recipe; got {name!r}{hint(name, recipes())}")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"`config` must be UTF-8 text; {name!r} is not: {error.reason}.") from None
-        folder = path.parent
-    if name in above:
-        raise InputError(f"`extends` must not lead back to a config; got {' -> '.join((*above, name))}.")
-    tables = _parse(text, name)
-    parent = tables.pop("extends", None)
-    if parent is None:
-        return tables
-    beside = None if folder is None else folder / str(parent)
-    base = _read(str(beside) if beside is not None and beside.is_file() else str(parent), (*above, name))
-    return _merged(base, tables)
-
-
-def _parse(text: str, name: str) -> Table:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"`config` must be TOML; {name!r} is not: {error}.") from None
-
-
-def _merged(base: Table, over: Table) -> Table:
-    """Tables over tables, key by key; a table with another ``type`` replaces the one below."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        nested = isinstance(value, dict) and isinstance(below, dict)
-        replaced = nested and "type" in value and value["type"] != below.get("type")  # type: ignore[union-attr]
-        merged[key] = _merged(below, value) if nested and not replaced else value  # type: ignore[arg-type]
-    return merged
 
 
 def _section(name: str, kind: type[Any], table: Any) -> Any:

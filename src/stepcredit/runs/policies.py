@@ -142,6 +142,22 @@ def no_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+@contextmanager
+def reading(option: str, name: str, rule: str = "loadable") -> Iterator[None]:
+    """Whatever a checkpoint's files make the readers raise is about that checkpoint, and the option that named it.
+
+    Raises:
+        InputError: In place of every other error but a lack of memory.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        fact = f"{type(error).__name__}: {_line(error)}"
+        raise InputError(f"`{option}` must be {rule}; got {name!r}: {fact}") from error
+
+
 def _folder(name: str) -> Path | None:
     """The local folder that a name means; None for a hub name."""
     if name in BUILT_IN:
@@ -162,7 +178,7 @@ def _load_whole(name: str, folder: Path | None, dtype: Any, trust_remote_code: b
     transformers = _transformers()
     source = name if folder is None else str(folder)
     options = {"local_files_only": folder is not None, "trust_remote_code": trust_remote_code}
-    with no_progress_bars() if name in BUILT_IN else nullcontext(), _reading(name):
+    with no_progress_bars() if name in BUILT_IN else nullcontext(), reading("policy", name):
         auto = transformers.AutoModelForCausalLM
         model, info = auto.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
     missing = sorted(info["missing_keys"])
@@ -179,7 +195,7 @@ def _load_whole(name: str, folder: Path | None, dtype: Any, trust_remote_code: b
 def _load_adapter(name: str, folder: Path, dtype: Any, trust_remote_code: bool) -> tuple[Any, Any]:
     """An adapter over its base, without Peft's auto class: it asks the hub about a folder without a tokenizer."""
     peft = _peft("load an adapter")
-    with _reading(name):
+    with reading("policy", name):
         base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not isinstance(base, str) or not any((folder / file).is_file() for file in _ADAPTER_WEIGHTS):
         raise InputError(
@@ -197,7 +213,7 @@ def _load_adapter(name: str, folder: Path, dtype: Any, trust_remote_code: bool) 
         if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer))  # training added tokens; the adapter holds their rows
         _settle_padding(tokenizer, model)
-    with _reading(name):
+    with reading("policy", name):
         adapted = peft.PeftModel.from_pretrained(model, str(folder))
     return (adapted if dtype == "auto" else adapted.to(dtype)), tokenizer
 
@@ -206,7 +222,7 @@ def _load_tokenizer(name: str, folder: Path | None, trust_remote_code: bool) -> 
     if folder is not None and not _has_tokenizer(folder):  # else Transformers may make one up, without a vocabulary
         raise InputError(f"`policy` must have a tokenizer; {name!r} has no tokenizer files.")
     source = name if folder is None else str(folder)
-    with _reading(name):
+    with reading("policy", name):
         tokenizer = _transformers().AutoTokenizer.from_pretrained(
             source, local_files_only=folder is not None, trust_remote_code=trust_remote_code
         )
@@ -242,17 +258,6 @@ def _check_device(device: torch.device | str | None) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"`device` must be one of this machine; got {str(device)!r}: {_line(error)}") from error
-
-
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """Whatever a checkpoint's files make the readers raise is about that checkpoint."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise InputError(f"`policy` must be loadable; got {name!r}: {type(error).__name__}: {_line(error)}") from error
 
 
 def _line(error: BaseException) -> str:

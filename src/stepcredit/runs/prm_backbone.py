@@ -10,7 +10,7 @@ import torch
 
 from stepcredit.errors import InputError, MissingExtraError
 from stepcredit.options import Options, option
-from stepcredit.runs.policies import BUILT_IN, no_progress_bars, source_of
+from stepcredit.runs.policies import BUILT_IN, no_progress_bars, reading, source_of
 
 PAD, EOS = "<pad>", "<eos>"
 
@@ -139,7 +139,12 @@ def load_backbone(
         raise InputError(f"`backbone` must be {', '.join(BUILT_IN)}, a local folder or a hub name; got {name!r}.")
     source = str(folder) if local else name
     options = {"local_files_only": local, "trust_remote_code": trust_remote_code}
-    with no_progress_bars(), _reading(name), torch.random.fork_rng(devices=[]), _silent(transformers):
+    with (
+        no_progress_bars(),
+        reading("backbone", name, "loadable as a token classifier"),
+        torch.random.fork_rng(devices=[]),
+        _silent(transformers),
+    ):
         torch.manual_seed(seed)
         model, info = transformers.AutoModelForTokenClassification.from_pretrained(
             source, num_labels=2, dtype=dtype or "auto", output_loading_info=True, **options
@@ -181,18 +186,6 @@ def _bpe(scratch: Scratch, texts: Iterable[str]) -> Any:
         clean_up_tokenization_spaces=False,
     )
     return tokenizer
-
-
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """Whatever a checkpoint's files make the readers raise is about that checkpoint."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:
-        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise InputError(f"`backbone` must be loadable as a token classifier; got {name!r}: {what}") from error
 
 
 @contextmanager

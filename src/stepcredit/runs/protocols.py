@@ -74,6 +74,8 @@ class TagProtocol:
         self.stop_ids = frozenset(ids if len(ids) == 1 else ())
         self._count = token_count(tokenizer)
         self._closers: dict[int, bool] = {}  # whether the text of an id can complete the stop
+        special = (id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special)
+        self._unwritten = frozenset((*special, *tokenizer.all_special_ids))
 
     @property
     def stops(self) -> Callable[[Sequence[int]], bool] | None:
@@ -102,8 +104,12 @@ class TagProtocol:
         last = int(turn[-1])
         if last not in self._closers:
             self._closers[last] = SEARCH_END[-1] in self._text([last])
-        # A token writes at least one byte, so a tag that the last token completes lies in this many of them.
-        return self._closers[last] and SEARCH_END in self._text(turn[-len(SEARCH_END) :])
+        if not self._closers[last]:
+            return False
+        # Special tokens are left out of the text, amid a tag too. Of the others each writes at least one byte, so that
+        # a tag that the last one completes lies in this many of them.
+        written = [x for x in map(int, turn) if x not in self._unwritten]
+        return SEARCH_END in self._text(written[-len(SEARCH_END) :])
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

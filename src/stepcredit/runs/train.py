@@ -1,25 +1,30 @@
 """A training run from its config to its last number: started, killed, resumed, finished."""
 
 import errno
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
-from stepcredit.config import build_task, dump_config, parse_config
-from stepcredit.config.run import RunConfig, typed
+from stepcredit.config import dump_config, parse_config
+from stepcredit.config.run import RunConfig
 from stepcredit.runs.callbacks import ProgressCallback, StoreCallback
-from stepcredit.runs.evaluate import evaluate
-from stepcredit.runs.policies import load_policy, no_progress_bars
+from stepcredit.runs.ending import Say, copy_weights, evaluate_policy, summary
+from stepcredit.runs.policies import no_progress_bars
 from stepcredit.runs.store import RunStore
 from stepcredit.runs.trainer import grpo_config, make_trainer
 
-Say = Callable[[str], None]
-_NOT_WEIGHTS = ("optimizer*", "scheduler*", "scaler*", "rng_state*", "trainer_state.json", "training_args.bin")
+
+def dry_run(config: RunConfig, folder: Path) -> str:
+    """The resolved config, as a run would keep it.
+
+    Raises:
+        InputError: What `start` would refuse before anything is on disk.
+    """
+    grpo_config(config, folder / "checkpoints")
+    return dump_config(config)
 
 
 def start(config: RunConfig, folder: str | Path, *, say: Say = lambda _: None) -> dict[str, Any]:
@@ -60,7 +65,7 @@ def _go_on(config: RunConfig, settings: Any, folder: Path, store: RunStore | Non
     """The run from its last commit to its end; ``store`` is the first rank's."""
     with store or nullcontext(), disk_errors(folder), no_progress_bars():
         if store and config.evaluation.before:
-            _evaluate(config, store, "start", config.policy.name, say)
+            evaluate_policy(config, store, "start", config.policy.name, say)
         settings.distributed_state.wait_for_everyone()
         index = RunStore.open(folder).index
         if index["step"] < config.run.steps:
@@ -72,55 +77,11 @@ def _go_on(config: RunConfig, settings: Any, folder: Path, store: RunStore | Non
             trainer.train(resume_from_checkpoint=str(folder / "checkpoints" / checkpoint) if checkpoint else None)
         if store:
             last = folder / "checkpoints" / store.index["checkpoint"]
-            store.save_policy(lambda target: _copy_weights(last, target))
-            _evaluate(config, store, "end", str(folder / "policy"), say)
+            store.save_policy(lambda target: copy_weights(last, target))
+            evaluate_policy(config, store, "end", str(folder / "policy"), say)
             store.finish(config.run.steps)
         settings.distributed_state.wait_for_everyone()
     return summary(folder)
-
-
-def summary(folder: str | Path) -> dict[str, Any]:
-    """Plain values about a run: its settings, the last step's metrics, its evaluations."""
-    store = RunStore.open(folder)
-    metrics = store.metrics()
-    config = parse_config(store.config_text)
-    return {
-        "run": str(folder),
-        "status": store.index["status"],
-        "steps": store.index["step"],
-        "estimator": config.estimator,
-        "seed": config.run.seed,
-        "metrics": {name: x for name, x in (metrics[-1] if metrics else {}).items() if x is not None},
-        "evaluations": store.evals(),
-    }
-
-
-def _evaluate(config: RunConfig, store: RunStore, name: str, policy: str, say: Say) -> None:
-    """Evaluates once: before the first step, or after the last."""
-    settings = config.evaluation
-    if not settings.problems or name in store.evals():
-        return
-    task = build_task(*typed("task", config.task))
-    on_gpu = torch.cuda.is_available()
-    loaded = load_policy(
-        policy,
-        dtype=None if on_gpu else torch.float64,  # there the numbers do not depend on the batch size
-        device="cuda" if on_gpu else None,
-        trust_remote_code=config.policy.trust_remote_code,
-    )
-    say(f"evaluation ({name}): {settings.problems} problems")
-    result = evaluate(
-        loaded.model, loaded.tokenizer, task, task.examples("test", settings.problems),
-        samples=settings.samples, greedy=True, batch_size=settings.batch_size, seed=settings.seed,
-        max_new_tokens=config.trainer.get("max_completion_length", 256),
-        temperature=config.trainer.get("temperature", 1.0),
-    )  # fmt: skip
-    store.add_eval(name, result.summary(ks=(1,)))
-
-
-def _copy_weights(checkpoint: Path, target: Path) -> None:
-    """The model of a checkpoint without what only a trainer reads."""
-    shutil.copytree(checkpoint, target, ignore=shutil.ignore_patterns(*_NOT_WEIGHTS), dirs_exist_ok=True)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import importlib
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -77,7 +77,7 @@ def grpo_config(config: RunConfig, folder: str | Path) -> GRPOConfig:
         }  # fmt: skip
     try:
         settings = GRPOConfig(
-            **(defaults | config.trainer),
+            **(_as_named_here(defaults, names) | _as_named_here(config.trainer, names)),
             output_dir=str(folder), max_steps=config.run.steps, seed=config.run.seed, save_strategy="steps",
             save_steps=config.run.checkpoint_every, logging_steps=1, disable_tqdm=True, report_to=loggers or "none",
         )  # fmt: skip
@@ -92,6 +92,13 @@ def grpo_config(config: RunConfig, folder: str | Path) -> GRPOConfig:
             f"rollouts; got {config.run.checkpoint_every}."
         )
     return settings
+
+
+def _as_named_here(options: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Gradient checkpointing under the installed Transformers' name: newer ones call it activation checkpointing."""
+    newer = {key: key.replace("gradient_", "activation_") for key in options if key.startswith("gradient_checkp")}
+    moved = {key: name for key, name in newer.items() if name in names and name not in options}
+    return {moved.get(key, key): value for key, value in options.items()}
 
 
 def _check_kind(key: str, value: Any, kinds: Any) -> None:

@@ -1,0 +1,116 @@
+"""The reward manager: outcome where verl has it, process signal and format beside it, on tokens already.
+
+It runs in verl's reward workers, beside the sampling, and its registered name is ``stepcredit``.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from stepcredit.adapters.verl.settings import is_ours, read_settings
+from stepcredit.batch import Rollouts, ScoredSpan
+from stepcredit.errors import InputError
+from stepcredit.signals import Signal, are_token_values, project, token_offsets
+from stepcredit.tasks.segmentation import segment
+
+KEY = "stepcredit"
+"""Where the package travels: a key of ``reward_extra_info``, which verl carries along for every rollout."""
+_NUMBERS = {"format": float, "correct": bool}
+
+
+def reward_manager(base: type) -> type:
+    """The naive reward manager of verl, taught to read what a reward function says beside the outcome.
+
+    The reward function returns the outcome, or a dict of
+
+    - ``score``: the outcome, which alone becomes verl's ``rm_scores``;
+    - ``format``: the format reward, if the scheme reads one;
+    - ``correct``: whether the answer is right, where that is not ``score > 0``;
+    - ``process``: the process signal as ``(start, end, score)`` in characters of ``solution_str``, in order; what no
+      span covers has no score. Not beside ``algorithm.stepcredit.signal``, which scores the steps instead;
+    - ``extra``: further reward channels, name -> number;
+    - anything else: logged by verl as ever.
+    """
+
+    class CreditRewardManager(base):  # type: ignore[misc]
+        """Written for verl's `NaiveRewardManager`, whose `run_single` calls the reward function."""
+
+        def __init__(self, config: Any, tokenizer: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, tokenizer, *args, **kwargs)
+            algorithm = config.algorithm
+            settings = read_settings(algorithm) if is_ours(str(algorithm.adv_estimator)) else None
+            self.signal = None if settings is None else settings.text_signal
+            self.steps = "lines" if settings is None else settings.steps
+
+        async def run_single(self, data: Any) -> dict[str, Any]:
+            result: dict[str, Any] = await super().run_single(data)
+            said = result["reward_extra_info"]
+            process, extra = said.pop("process", None), said.pop("extra", None)
+            signal = self.signal
+            if signal is not None and process is not None:
+                raise InputError(
+                    "`process` must not be given by the reward function beside algorithm.stepcredit.signal; got both."
+                )
+            package: dict[str, Any] = {name: kind(said[name]) for name, kind in _NUMBERS.items() if name in said}
+            if extra is not None:
+                package["extra"] = {str(name): float(value) for name, value in dict(extra).items()}
+            if process is not None or signal is not None:
+                ids = _response_ids(data[-1:][0])
+                text = self._decoded(ids)
+                if signal is not None:
+                    item = data[-1:][0].non_tensor_batch
+                    process = await self.loop.run_in_executor(None, _scores, signal, item, text, self.steps)
+                package["steps"] = token_steps(process, self.tokenizer, ids, text)
+            said[KEY] = json.dumps(package)
+            return result
+
+        def _decoded(self, ids: list[int]) -> str:
+            exact: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            if self.tokenizer.decode(ids, skip_special_tokens=True) != exact:
+                raise InputError(
+                    "`clean_up_tokenization_spaces` must be False in the policy's tokenizer_config.json: spans of a "
+                    "cleaned text have no tokens; got True."
+                )
+            return exact
+
+    return CreditRewardManager
+
+
+def token_steps(
+    spans: Sequence[tuple[int, int, float]], tokenizer: Any, ids: Sequence[int], text: str
+) -> list[list[float]]:
+    """Scored character spans of a completion as runs of tokens, ``[step, first, end, score]`` each.
+
+    Raises:
+        InputError: Spans that leave the text, overlap or run backward.
+    """
+    scored = [ScoredSpan(int(start), int(end), float(score)) for start, end, score in spans]
+    steps = project(scored, token_offsets(tokenizer, ids, text), text).step_ids
+    runs = []
+    for step, tokens in groupby(range(len(steps)), key=steps.__getitem__):
+        inside = list(tokens)
+        if step >= 0:
+            runs.append([step, inside[0], inside[-1] + 1, scored[step].score])
+    return runs
+
+
+def _scores(signal: Signal, item: Mapping[str, Any], text: str, steps: str) -> Sequence[ScoredSpan]:
+    messages = [dict(message) for message in item["raw_prompt"]]
+    reference = item.get("reward_model", {}).get("ground_truth")
+    rollouts = Rollouts(
+        ["\n".join(str(message["content"]) for message in messages)], [text], [0], messages=[messages],
+        references=None if reference is None else [str(reference)], steps=[segment(text, steps)],  # type: ignore[arg-type]
+    )  # fmt: skip
+    scores = signal.score(rollouts)
+    if are_token_values(scores):
+        raise InputError(f"`algorithm.stepcredit.signal.type` must score spans of text; {signal.name} scores tokens.")
+    return scores[0]  # type: ignore[return-value]
+
+
+def _response_ids(item: Any) -> list[int]:
+    """The response's tokens without padding; the same that the naive manager decodes."""
+    responses = item.batch["responses"]
+    width = responses.shape[-1]
+    length = int(item.batch["attention_mask"][-width:].sum())
+    return [int(token) for token in responses[:length]]
