@@ -67,6 +67,14 @@ def make_model(tokenizer: Any, *likely: str, seed: int = 0, **config: Any) -> Ll
     return model
 
 
+def make_asking(tokenizer: Any) -> LlamaForCausalLM:
+    """A policy in float64 that asks often: of some texts, each token but the first is likely after the one before."""
+    asks = ("\n<search>Q</search>", "Qb<answer>r1</answer>", "b</search>")
+    if tokenizer.convert_tokens_to_ids("</search>") == tokenizer.unk_token_id:
+        asks = ("\n</search>", "\nQ</search>", "b</search>")
+    return make_model(tokenizer, *asks).double().eval()
+
+
 class Echo:
     """Finds a paragraph about every query; what it says depends on the query and the reference."""
 

@@ -9,7 +9,7 @@ import os
 import random
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 WORDS = ["<pad>", "<eos>", *"0123456789", "\n"]
 PAD, EOS = 0, 1
+RENAMED = "activation_checkpointing" in {f.name for f in fields(GRPOConfig)}
+NO_CHECKPOINTING = {"activation_checkpointing" if RENAMED else "gradient_checkpointing": False}
+"""Under the name that this version of Transformers has for it; where that is the newer one, the older one warns."""
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -71,7 +74,7 @@ def make_trainer(
 ) -> Any:
     """A trainer; ``extra`` are further arguments of its constructor, ``settings`` those of its config."""
     defaults: dict[str, Any] = {
-        "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none", "save_strategy": "no",
+        "use_cpu": True, "bf16": False, **NO_CHECKPOINTING, "report_to": "none", "save_strategy": "no",
         "dataloader_pin_memory": False, "disable_tqdm": True, "per_device_train_batch_size": 8, "num_generations": 4,
         "max_completion_length": 12, "max_steps": 2, "learning_rate": 1e-2, "logging_steps": 1, "seed": 3,
         "generation_kwargs": {"suppress_tokens": [PAD]},  # so that a row without its padding is the completion

@@ -20,7 +20,7 @@ from stepcredit import GRPO, PASS, SPRO, GRPOProcess
 from stepcredit.adapters.trl import CreditStep, attach
 from stepcredit.adapters.trl import crediting as adapter
 from stepcredit.adapters.trl.rollouts import group_ids, loss_mask, prompt_text
-from trl_trainer import EOS, WORDS, Ledger, generate, make_model, make_trainer, scripted
+from trl_trainer import EOS, NO_CHECKPOINTING, WORDS, Ledger, generate, make_model, make_trainer, scripted
 
 
 def first_digit(completions: list[str], **_: Any) -> list[float]:
@@ -237,7 +237,7 @@ def test_the_output_of_real_tools_gets_no_credit(tmp_path: Path) -> None:
 
     settings = {
         "use_cpu": True, "bf16": False, "report_to": "none", "per_device_train_batch_size": 4, "num_generations": 4,
-        "max_completion_length": 256, "gradient_checkpointing": False,
+        "max_completion_length": 256, **NO_CHECKPOINTING,
     }  # fmt: skip
     trainer = Scripted(
         model=make_model(vocab_size=len(vocabulary), max_position_embeddings=2048, eos_token_id=2),

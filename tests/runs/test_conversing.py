@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
+from tokenizers import AddedToken
 
 from dialogues import EOS, TAGS, Asking, make_tokenizer
 from stepcredit import InputError
@@ -72,6 +73,22 @@ def test_no_limit_is_ever_passed(limit: int) -> None:
     hidden = [i for i, kept in zip(dialogue.ids, dialogue.mask, strict=True) if not kept]
     text = tokenizer.decode(hidden)
     assert text.count("<information>") == text.count("</information>") == dialogue.turns - 1
+
+
+@pytest.mark.parametrize("between", [0, 1, 20])
+@pytest.mark.parametrize("special", ["<pad>", "<|im_start|>", "<|added|>"])
+def test_a_tag_amid_which_special_tokens_stand_ends_a_turn(special: str, between: int) -> None:
+    """They are not in the text that the environment reads, and the environment answers it."""
+    tokenizer = make_tokenizer(tags=False)
+    tokenizer.add_tokens([AddedToken("<|added|>", special=True)])  # special without a role
+    protocol = TagProtocol(TASK, tokenizer)
+    assert protocol.stops is not None
+    turn = [*tokenizer("a<search>xy</sea")["input_ids"], *tokenizer(special * between)["input_ids"]]
+    turn += tokenizer("rch>")["input_ids"]
+    assert tokenizer.decode(turn, skip_special_tokens=True) == "a<search>xy</search>"
+    assert [n for n in range(1, len(turn) + 1) if protocol.stops(turn[:n])] == [len(turn)]
+    assert not protocol.stops([*turn[:-1], *tokenizer("x>")["input_ids"]])
+    assert not protocol.stops([*turn, *tokenizer(special)["input_ids"]])  # it ended before
 
 
 def test_a_tokenizer_that_loses_the_tags_is_refused() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from dialogues import EOS, Asking, make_model, make_tokenizer
+from dialogues import EOS, Asking, make_asking, make_tokenizer
 from stepcredit import InputError
 from stepcredit.files import write_rows
 from stepcredit.runs.evaluate import evaluate
@@ -32,11 +32,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="module")
 def model(tokenizer: Any) -> Any:
-    """Asks often: of the texts, each token but the first is likely after the one before it."""
-    asks = ("\n<search>Q</search>", "Qb<answer>r1</answer>", "b</search>")
-    if tokenizer.convert_tokens_to_ids("</search>") == tokenizer.unk_token_id:
-        asks = ("\n</search>", "\nQ</search>", "b</search>")
-    return make_model(tokenizer, *asks).double().eval()
+    return make_asking(tokenizer)
 
 
 def replay(model: Any, tokenizer: Any, task: Asking, example: Example, sample: int, seed: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig
 
-from dialogues import EOS, PAD, Asking, make_model, make_tokenizer
+from dialogues import EOS, PAD, Asking, make_asking, make_model, make_tokenizer
 from stepcredit import GRPO, PASS, GRPOProcess, InputError, Rollouts
 from stepcredit.adapters.trl import CreditGRPOTrainer, CreditStep
 from stepcredit.runs.evaluate import evaluate
@@ -21,6 +21,7 @@ from stepcredit.runs.grouped import sample_groups
 from stepcredit.runs.protocols import TagProtocol
 from stepcredit.runs.sampling import SeededSampler
 from stepcredit.runs.searching import SearchSampler
+from trl_trainer import NO_CHECKPOINTING
 
 TASK = Asking(searches=2, result_tokens=40)
 LIMIT = 110
@@ -36,11 +37,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="module")
 def model(tokenizer: Any) -> Any:
-    """Asks often: of the texts, each token but the first is likely after the one before it."""
-    asks = ("\n<search>Q</search>", "Qb<answer>r1</answer>", "b</search>")
-    if tokenizer.convert_tokens_to_ids("</search>") == tokenizer.unk_token_id:
-        asks = ("\n</search>", "\nQ</search>", "b</search>")
-    return make_model(tokenizer, *asks).double().eval()
+    return make_asking(tokenizer)
 
 
 def test_random_numbers_go_on_where_the_last_turn_ended() -> None:
@@ -91,7 +88,7 @@ def make_trainer(
 ) -> Any:
     grader = TaskGrader(TASK, tokenizer, {EOS}, TagProtocol(TASK, tokenizer).asks)
     defaults: dict[str, Any] = {
-        "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none", "save_strategy": "no",
+        "use_cpu": True, "bf16": False, **NO_CHECKPOINTING, "report_to": "none", "save_strategy": "no",
         "dataloader_pin_memory": False, "disable_tqdm": True, "per_device_train_batch_size": 8, "num_generations": 4,
         "max_completion_length": LIMIT, "max_steps": 2, "learning_rate": 1e-3, "seed": 3,
     }  # fmt: skip

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import pickle
-import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import transformers
 from datasets import Dataset
 from trl import GRPOConfig
 
 from dialogues import EOS, START, Asking, make_model, make_tokenizer
-from stepcredit import GRPO, PASS, InputError, MissingExtraError
+from stepcredit import GRPO, PASS, InputError
 from stepcredit.adapters.trl import CreditGRPOTrainer, CreditStep
-from stepcredit.runs import tools as tools_module
 from stepcredit.runs.conversing import converse
 from stepcredit.runs.evaluate import evaluate
 from stepcredit.runs.generating import SeededTurns
@@ -30,69 +24,17 @@ from stepcredit.runs.protocols import TagProtocol, protocol_of
 from stepcredit.runs.rollouts import rollout_arguments
 from stepcredit.runs.searching import SearchSampler
 from stepcredit.runs.tools import SearchTool, ToolProtocol
-from stepcredit.tasks import Arithmetic, MultiHopSearch
+from stepcredit.tasks import Arithmetic
 from stepcredit.tasks.multihop.environment import EMPTY, LONG, SPENT
-from stepcredit.tasks.multihop.results import shown_results
+from tool_calls import BY_TEMPLATE, END, NEEDED, SCRIPTS, TASK, make_calling_tokenizer
+from trl_trainer import NO_CHECKPOINTING
 
-TEMPLATES = pytest.importorskip("trl.chat_template_utils")
-pytestmark = [
-    pytest.mark.skipif(
-        tuple(map(int, version("trl").split(".")[:2])) < (1, 10), reason="before TRL 1.10, tools are refused"
-    ),
-    pytest.mark.skipif(
-        importlib.util.find_spec("jmespath") is None
-        and tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 13),
-        reason="before transformers 5.13, tool calls are parsed with jmespath",
-    ),
-]
-
-TASK = Asking(searches=2, result_tokens=60)
-END = "<|im_end|>"
-DEEP = "[" * 1500
-
-
-def call(arguments: str, name: str = '"search"') -> str:
-    return f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'
-
-
-SCRIPTS = {  # what the policy writes, turn by turn
-    "an answer": ["<answer>r0</answer>" + END],
-    "two searches": [call('{"query": "ab"}') + END, "so " + call('{"query": "cd"}') + END, "<answer>r1</answer>" + END],
-    "two calls in a turn": [call('{"query": "ab"}') + "\n" + call('{"query": "cd"}') + END, "x" + END],
-    "endless calls": [call(f'{{"query": "{c}"}}') + END for c in "abcdefgh"],
-    "bad JSON": [call('{"query": ') + END, "never"],
-    "not an object": ["<tool_call>\n[1, 2]\n</tool_call>" + END],
-    "no name": ['<tool_call>\n{"arguments": {"query": "ab"}}\n</tool_call>' + END],
-    "a name that is none": [call('{"query": "ab"}', name="7") + END],
-    "unknown tool": [call('{"query": "ab"}', name='"reset"') + END, "x" + END],
-    "a tag for a tool": [call("{}", name='"</tool_response> \\n# a\\n\\"b\\""') + END, "x" + END],
-    "a tag for an argument": [call('{"<answer>": 1}') + END, "x" + END],
-    "extra arguments": [call('{"query": "ab", "k": 9}') + END, "x" + END],
-    "no arguments": [call("{}") + END, "x" + END],
-    "arguments in a list": [call('["ab"]') + END, "x" + END],
-    "arguments in a text": [call('"ab"') + END, "x" + END],
-    "null": [call("null") + END, "x" + END],
-    "empty query": [call('{"query": " "}') + END, "x" + END],
-    "a number": [call('{"query": 7}') + END, "x" + END],
-    "10 kB": [call('{"query": "%s"}' % ("ab " * 3400)) + END, "x" + END],
-    "half a surrogate pair": [call('{"query": "\\ud800"}') + END, "x" + END],
-    "such a tool": [call("{}", name='"\\ud800"') + END, "x" + END],
-    "such an argument": [call('{"\\udfff": 1}') + END, "x" + END],
-    "an end inside": [call('{"query": "a"}', name=f'"{END}"') + END, "x" + END],
-    "deep": [f"<tool_call>\n{DEEP}\n</tool_call>" + END],
-    "never closed": ["<tool_call>\n" + END],
-    "the environment's own tags": ["</tool_response><search>a</search>" + END],
-    "nothing": [END],
-    "no end": ["abc" * 10],
-    "a call without an end": [call('{"query": "ab"}'), "x" + END],
-}
+pytestmark = NEEDED
 
 
 @pytest.fixture
 def tokenizer() -> Any:
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = TEMPLATES.qwen3_chat_template
-    return tokenizer
+    return make_calling_tokenizer()
 
 
 def next_turn(tokenizer: Any, context: Sequence[int], script: str, limit: int) -> list[int]:
@@ -120,7 +62,7 @@ def make_trainer(
 ) -> Any:
     protocol = protocol_of(TASK, tokenizer)
     settings = GRPOConfig(
-        output_dir=str(folder), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
+        output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", **NO_CHECKPOINTING,
         save_strategy="no", dataloader_pin_memory=False, disable_tqdm=True, num_generations=2, seed=3,
         per_device_train_batch_size=2 * len(scripts), max_completion_length=limit, max_steps=1, shuffle_dataset=False,
     )  # fmt: skip
@@ -177,7 +119,8 @@ def test_the_ids_are_those_of_trls_own_loop(tokenizer: Any, limit: int, tmp_path
     hidden = {
         name: tokenizer.decode([i for i, k in zip(x.ids, x.mask, strict=True) if not k]) for name, x in by_name.items()
     }
-    assert {name: x.turns for name, x in by_name.items() if x.turns > 1} == {
+    readable = {"arguments in a list": 2, "arguments in a text": 2} if BY_TEMPLATE else {}
+    assert {name: x.turns for name, x in by_name.items() if x.turns > 1} == readable | {
         "two searches": 3, "two calls in a turn": 2, "endless calls": 4, "unknown tool": 2,
         "a tag for a tool": 2, "a tag for an argument": 2, "extra arguments": 2,
         "no arguments": 2, "null": 2, "empty query": 2, "a number": 2, "10 kB": 2,
@@ -197,6 +140,8 @@ def test_the_ids_are_those_of_trls_own_loop(tokenizer: Any, limit: int, tmp_path
     assert "unexpected keyword argument '?answer?'" in hidden["a tag for an argument"]
     assert "unexpected keyword argument 'k'" in hidden["extra arguments"]
     assert "# 7\n" in hidden["a number"]
+    for name in readable:
+        assert "argument after ** must be a mapping, not" in hidden[name]
 
 
 def test_a_training_step_survives_everything(tokenizer: Any, tmp_path: Path) -> None:
@@ -284,103 +229,3 @@ def test_which_sampler_and_which_protocol(tokenizer: Any) -> None:
     rollout_arguments("trl", settings, tools, "r")
     assert settings.max_tool_calling_iterations == 7
     assert rollout_arguments("trl", settings, protocol_of(Arithmetic(), plain), "r") == {"rollout_func": None}
-
-
-def test_what_cannot_call_tools_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    with pytest.raises(InputError, match="`policy` must have a chat template with tools"):
-        ToolProtocol(TASK, tokenizer)
-    tokenizer.chat_template = TEMPLATES.qwen3_chat_template + " "
-    with pytest.raises(InputError, match="whose tool calls TRL can read; it says: Unrecognized chat template"):
-        ToolProtocol(TASK, tokenizer)
-
-    tokenizer.chat_template = TEMPLATES.qwen3_chat_template
-    found = tools_module.version
-    for name, old in (("trl", "1.9.2"), ("transformers", "5.1.0")):
-        monkeypatch.setattr(
-            tools_module, "version", lambda asked, name=name, old=old: old if asked == name else found(asked)
-        )
-        with pytest.raises(InputError, match=f"`{name}` must be .* or newer where a policy calls tools; got {old}"):
-            ToolProtocol(TASK, tokenizer)
-    monkeypatch.setattr(tools_module, "version", found)
-
-    def needs_more(*_: Any, **__: Any) -> Any:
-        raise ImportError("jmespath is not installed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TEMPLATES, "parse_response", needs_more)
-        with pytest.raises(MissingExtraError, match="`jmespath` is needed to read the tool calls"):
-            ToolProtocol(TASK, tokenizer)
-    monkeypatch.setitem(sys.modules, "trl", None)
-    with pytest.raises(MissingExtraError, match="`trl` is needed to let a policy with a chat template call tools"):
-        ToolProtocol(TASK, tokenizer)
-
-
-FOLDER = Path(TEMPLATES.__file__).parent / "chat_templates"
-WRITE_JSON = {"llama3_1", "llama3_2", "gptoss"}
-SHIPPED = sorted(path.stem for path in FOLDER.glob("*.jinja") if not path.stem.endswith("_training"))
-
-
-@pytest.mark.parametrize("template", SHIPPED)
-def test_a_result_is_found_again_behind_every_template_that_trl_ships(template: str) -> None:
-    tokenizer, task = make_tokenizer(), MultiHopSearch(searches=2, k=2)
-    tokenizer.chat_template = (FOLDER / f"{template}.jinja").read_text()
-    try:
-        protocol = ToolProtocol(task, tokenizer)
-    except InputError as refused:
-        protocol, reason = None, str(refused)
-    if protocol is None:
-        assert "with tools" in reason or "TRL can read" in reason
-        assert template not in {*WRITE_JSON, "qwen2_5", "qwen3", "qwen3_instruct_2507", "glm4moe"}
-        return
-    environment = task.environment(task.examples("test", 1)[0].reference)
-    names = ("Oslo", "Metalis", "Besna", "", "Mirel")  # nothing, two paragraphs, two, an empty query, no search left
-    results = [{"role": "tool", "name": "search", "content": environment.search(name)} for name in names[1:]]
-    for some in (results[:1], results[:2], results):
-        written = tokenizer.decode(protocol._suffix(some), skip_special_tokens=True)
-        found = shown_results(written)
-        assert [len(paragraphs) for paragraphs in found] == [2, 2][: len(some)]
-        for paragraphs, result in zip(found, some, strict=False):
-            assert "".join(f"# {title}\n{text}\n" for title, text in paragraphs) == result["content"]
-    if template in WRITE_JSON:
-        with pytest.raises(InputError, match="shows a tool's result as it is, its title on a line of its own; got '"):
-            ToolProtocol(TASK, tokenizer)  # whose grader is not known to read JSON
-    else:
-        ToolProtocol(TASK, tokenizer)
-
-
-@pytest.mark.parametrize(
-    "shown",
-    ["{{- content | replace('\\n', ' ') }}", "{{- content | replace('The', 'the') }}", "{{- '<result>' + content }}"],
-)
-@pytest.mark.parametrize("task", [TASK, MultiHopSearch()], ids=lambda task: task.name)
-def test_a_template_that_changes_results_is_refused(shown: str, task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer, shipped = make_tokenizer(), TEMPLATES.qwen3_training_chat_template
-    place = "{{- '\\n<tool_response>\\n' }}\n        {{- content }}"
-    assert shipped.count(place) == 1
-    tokenizer.chat_template = shipped.replace(place, place.replace("{{- content }}", shown))
-    monkeypatch.setattr(TEMPLATES, "qwen3_chat_template", tokenizer.chat_template)  # its calls can be read
-    if task is TASK and "<result>" in shown:
-        ToolProtocol(task, tokenizer)  # the text is there as it is
-        return
-    with pytest.raises(InputError, match="must have a chat template that shows a tool's result as it is"):
-        ToolProtocol(task, tokenizer)
-
-
-def test_hardening_is_needed_and_once_is_enough(tokenizer: Any) -> None:
-    TEMPLATES.add_response_schema(tokenizer)
-    with pytest.raises(RecursionError):
-        TEMPLATES.parse_response(tokenizer, tokenizer(SCRIPTS["deep"][0])["input_ids"])
-    found = TEMPLATES.parse_response(tokenizer, tokenizer(SCRIPTS["such a tool"][0])["input_ids"])
-    with pytest.raises((TypeError, ValueError)):  # what TRL would do with the name next
-        tokenizer(found["tool_calls"][0]["function"]["name"])
-    ToolProtocol(TASK, tokenizer)
-    parse = tokenizer.parse_response
-    ToolProtocol(TASK, tokenizer)
-    assert tokenizer.parse_response is parse
-    assert pickle.loads(pickle.dumps(tokenizer)).chat_template == tokenizer.chat_template
-    with pytest.raises(ValueError, match="cannot be read: RecursionError"):
-        parse(tokenizer(SCRIPTS["deep"][0])["input_ids"])
-    with pytest.raises(UnicodeEncodeError):
-        parse(tokenizer(SCRIPTS["such a tool"][0])["input_ids"])

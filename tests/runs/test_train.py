@@ -12,6 +12,7 @@ from stepcredit.runs.grading import TaskGrader
 from stepcredit.runs.policies import load_policy
 from stepcredit.runs.store import RunStore
 from stepcredit.runs.train import disk_errors, resume, start
+from stepcredit.runs.trainer import grpo_config
 from train_worker import SETTINGS
 
 CLOCK = ("seconds", "time", "per_second")
@@ -106,6 +107,20 @@ def test_a_lora_run_trains_its_adapter_alone(tmp_path: Path) -> None:
 def test_what_cannot_be_had_is_refused_first(tmp_path: Path, overrides: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         start(load_config("demo-grpo", {**SETTINGS, "run.steps": 2, **overrides}), tmp_path / "run")
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_gradient_checkpointing_is_one_setting_whatever_transformers_calls_it(
+    checkpointing: bool, tmp_path: Path
+) -> None:
+    """Newer versions warn of this name, which is an error here."""
+    config = load_config("demo-pass", {"trainer.gradient_checkpointing": checkpointing})
+    settings = grpo_config(config, tmp_path)
+    assert settings.gradient_checkpointing is checkpointing
+    if hasattr(settings, "activation_checkpointing"):
+        assert settings.activation_checkpointing is checkpointing
+        both = load_config("demo-pass", {"trainer.activation_checkpointing": checkpointing})
+        assert grpo_config(both, tmp_path).gradient_checkpointing is checkpointing
 
 
 def test_the_grader_says_the_same_to_all_who_ask() -> None:

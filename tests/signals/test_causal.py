@@ -87,6 +87,7 @@ def one_by_one(model, prompts, completions, temperature=1.0) -> list[torch.Tenso
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_the_models_own_logits_row_by_row(name: str) -> None:
     model, (prompts, completions) = MODELS[name](), ragged()
+    close = 1e-6 if name == "gemma2" else 1e-9  # the softmax of its own attention is in float32
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("error")  # a fallback to whole logits would pass, too
         for temperature in (1.0, 0.7):
@@ -97,7 +98,7 @@ def test_equals_the_models_own_logits_row_by_row(name: str) -> None:
                     model, prompts, completions, temperature=temperature, batch_tokens=budget, chunk=chunk
                 )
                 for mine, wanted in zip(got, want, strict=True):
-                    torch.testing.assert_close(mine, wanted, rtol=1e-9, atol=1e-9, check_dtype=len(wanted) > 0)
+                    torch.testing.assert_close(mine, wanted, rtol=close, atol=close, check_dtype=len(wanted) > 0)
 
 
 @pytest.mark.parametrize("name", ["llama tied", "gemma2", "lora"])

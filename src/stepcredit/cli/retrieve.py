@@ -12,7 +12,6 @@ from stepcredit.tasks.multihop.question import Question
 from stepcredit.tasks.multihop.retrieval import BM25, distinct, identity, open_index
 from stepcredit.tasks.multihop.searching import MultiHopSearch
 from stepcredit.tasks.multihop.source import WORLD
-from stepcredit.tasks.multihop.world import World
 
 NAME = "retrieve"
 HELP = "measure what a search finds of multi-hop questions' gold paragraphs"
@@ -98,10 +97,11 @@ def _of_world(args: argparse.Namespace) -> dict[str, Any]:
     """An index a question, over the whole of its world, as the built-in search task has it."""
     if args.corpus or args.index:
         raise InputError(f"`--corpus` and `--index` must be left out for {WORLD!r}, which is searched in memory.")
-    questions = MultiHopSearch().questions("test", args.limit or WORLDS)
+    task = MultiHopSearch()
+    worlds = task.worlds("test", args.limit or WORLDS)
     ranks, gold, seconds = [], [], {"index": 0.0, "query": 0.0}
-    for question in questions:
-        paragraphs = World(int(question.id.split("-")[1])).paragraphs
+    for world in worlds:
+        question, paragraphs = task.of_world(world), world.paragraphs
         begun = time.perf_counter()
         index = BM25.of(paragraphs)
         indexed = time.perf_counter()
@@ -111,7 +111,7 @@ def _of_world(args: argparse.Namespace) -> dict[str, Any]:
         titles = {paragraph.title for paragraph in question.gold}  # a question shows a part of their texts
         gold.append({i for i, paragraph in enumerate(paragraphs) if paragraph.title in titles})
     return {
-        "questions": len(questions), "without_gold": 0, "paragraphs": len(paragraphs), "repairs": {}, "index": None,
+        "questions": len(worlds), "without_gold": 0, "paragraphs": len(paragraphs), "repairs": {}, "index": None,
         "reused": False, "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "ranks": ranks, "gold": gold,
     }  # fmt: skip

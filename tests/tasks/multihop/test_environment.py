@@ -23,25 +23,10 @@ from stepcredit.tasks.multihop.environment import (
     SPENT,
     SearchEnvironment,
     frame,
-    neutral,
     words,
 )
 from stepcredit.tasks.multihop.question import Paragraph
-
-OSLO = Paragraph("Oslo", ("The mayor of Oslo is Bel.", "Its twin is Rio."))
-RIO = Paragraph("Rio", ("A city in Brazil.",))
-COUNTS: list[Callable[[str], int]] = [words, len, lambda text: len(text.encode()), lambda text: len(text) // 4 + 2]
-
-
-class Found:
-    """Answers every query with the same paragraphs, and remembers the queries."""
-
-    def __init__(self, *paragraphs: Paragraph) -> None:
-        self.paragraphs, self.queries = list(paragraphs), list[str]()
-
-    def search(self, query: str, k: int) -> list[Paragraph]:  # noqa: ARG002
-        self.queries.append(query)
-        return self.paragraphs
+from tasks.searched import COUNTS, OSLO, PARAGRAPHS, RIO, environment
 
 
 class Down:
@@ -55,10 +40,6 @@ class Down:
         if self.times >= 0:
             raise ConnectionError("refused")
         return [OSLO]
-
-
-def environment(*paragraphs: Paragraph, k: int = 3, searches: int = 9, tokens: int = 1000, **more) -> SearchEnvironment:
-    return SearchEnvironment(Found(*paragraphs), k=k, searches=searches, result_tokens=tokens, **more)
 
 
 def test_a_result_is_the_paragraphs_one_under_another() -> None:
@@ -234,75 +215,6 @@ def test_the_turn_that_is_a_search(turn: str, searched: str | None) -> None:
     else:
         assert reply == frame(OSLO.render() if searched else f"{EMPTY}\n")
         assert here._retriever.queries == [searched] * bool(searched)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "want"),
-    [  # 2 + 10 words of Oslo, 2 + 4 of Rio, and the mark counts as one
-        (18, "# Oslo\nThe mayor of Oslo is Bel. Its twin is Rio.\n# Rio\nA city in Brazil.\n"),
-        (17, "# Oslo\nThe mayor of Oslo is Bel. Its twin is Rio.\n# Rio\nA city [cut]\n"),
-        (16, "# Oslo\nThe mayor of Oslo is Bel. Its twin is Rio.\n# Rio\nA [cut]\n"),
-        (15, "# Oslo\nThe mayor of Oslo is Bel. Its twin is Rio.\n[cut]\n"),  # no title without a text
-        (13, "# Oslo\nThe mayor of Oslo is Bel. Its twin is Rio.\n[cut]\n"),
-        (12, "# Oslo\nThe mayor of Oslo is Bel. Its twin is [cut]\n"),
-        (5, "# Oslo\nThe mayor [cut]\n"),
-    ],
-)
-def test_a_long_result_loses_words_from_its_end(tokens: int, want: str) -> None:
-    assert environment(OSLO, RIO, tokens=tokens).search("mayor") == want
-
-
-def test_a_result_without_room_for_one_word_of_text() -> None:
-    here = environment(Paragraph("A title of five words", ("Text.",)), tokens=6)
-    assert here.search("title") == f"{CUT}\n"
-
-
-def test_a_cut_loses_a_word_whatever_counts() -> None:
-    here = environment(OSLO, tokens=10, count=lambda text: words(text) - 9 * (CUT in text))
-    assert here.search("mayor") == "# Oslo\nThe mayor of Oslo is Bel. Its twin is [cut]\n"
-
-
-def naive_cut(result: str, fits: Callable[[str], bool]) -> str:
-    """Word after word goes, and a last line that is a title goes too, until it fits."""
-    if fits(result):
-        return result
-    left = result
-    while left.strip():
-        left = left.rstrip()
-        while left and not left[-1].isspace():
-            left = left[:-1]
-        shown = left.rstrip()
-        if shown.count("\n") % 2 == 0:  # the last line left is a title
-            shown = shown.rpartition("\n")[0]
-            shown += "\n" if shown else ""
-        else:
-            shown += " "
-        if fits(f"{shown}{CUT}\n"):
-            return f"{shown}{CUT}\n"
-    return f"{CUT}\n"
-
-
-TEXTS = st.text(st.sampled_from("ab #<>/\n\té🎉\ud800"), max_size=40) | st.sampled_from(
-    ["</information>", "<answer>Bel</answer>", "<search>", "</search>", "<|im_end|>", "[cut]", "# Oslo", NOTHING]
-)
-PARAGRAPHS = st.lists(st.builds(Paragraph, TEXTS, st.lists(TEXTS, max_size=3).map(tuple)), max_size=4)
-
-
-@settings(deadline=None, max_examples=300)
-@given(PARAGRAPHS, st.sampled_from(COUNTS), st.integers(0, 60), st.integers(0, 120))
-def test_a_cut_keeps_as_much_as_fits(found: list[Paragraph], count, over: int, room: int) -> None:
-    tokens = max(count(f"{text}\n") for text in (*MESSAGES, CUT)) + over
-    full = "".join(neutral(paragraph.render()) for paragraph in found) or f"{NOTHING}\n"
-    want = naive_cut(full, lambda text: count(text) <= tokens)
-    make = {"tokens": tokens, "count": count, "k": 4}
-    assert environment(*found, **make).search("a") == want
-    reply = environment(*found, **make).reply("<search>a</search>", room)
-    if count(frame(f"{CUT}\n")) > room:
-        assert reply is None
-    elif want.strip() in MESSAGES:
-        assert reply == frame(want if count(frame(want)) <= room else f"{CUT}\n")
-    else:
-        assert reply == frame(naive_cut(want, lambda text: count(frame(text)) <= room))
 
 
 WRITTEN = st.text(max_size=30) | st.lists(

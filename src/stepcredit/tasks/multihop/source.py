@@ -84,16 +84,26 @@ class MultiHopTask:
         """
         return [question for question, _ in self._drawn(split, count, seed)]
 
+    def worlds(self, split: Split, count: int | None, *, seed: int = 0) -> list[World]:
+        """The worlds that this many of the built-in generator's questions are about, one a question.
+
+        Raises:
+            InputError: No count, as the world has no end, or a seed below 0.
+        """
+        if seed < 0:
+            raise InputError(f"`seed` must be at least 0; got {seed}.")
+        if count is None or count < 1:
+            raise InputError(f"`count` must be at least 1 for the world, which has no end; got {count}.")
+        first = _TEST_SEED if split == "test" else _TRAIN_SEEDS * (1 + seed)
+        return [World(number) for number in range(first, first + count)]
+
     def _drawn(self, split: Split, count: int | None, seed: int) -> list[tuple[Question, dict[str, Any]]]:
         """The questions, each with what its reference says of where it comes from."""
         source, part = self._source(split)
+        if source == WORLD:
+            return [(self.of_world(world), {"world": world.seed}) for world in self.worlds(split, count, seed=seed)]
         if seed < 0:
             raise InputError(f"`seed` must be at least 0; got {seed}.")
-        if source == WORLD:
-            if count is None or count < 1:
-                raise InputError(f"`count` must be at least 1 for the world, which has no end; got {count}.")
-            first = _TEST_SEED if split == "test" else _TRAIN_SEEDS * (1 + seed)
-            return [(self.of_world(World(number)), {"world": number}) for number in range(first, first + count)]
         questions = list(published(source, part, self.config, self.aliases, self.answerable_only))
         if split == "train":
             random.Random(seed).shuffle(questions)  # noqa: S311 - reproducible order, no secret
