@@ -127,6 +127,12 @@ def _said(arrived: Arrived, joined: Joined, settings: Settings) -> dict[str, Any
             fields[name] = torch.tensor(_each(name, lasts, live), dtype=dtype)
     if "format" in fields:
         fields["format_rewards"] = fields.pop("format")
+        odd = [x for x in fields["format_rewards"].tolist() if x not in (0.0, 1.0)]
+        if odd and settings.format_threshold is None:
+            raise InputError(
+                "`algorithm.stepcredit.format_threshold` must be given when format rewards are other than 0 and 1; "
+                f"got {odd[0]:.6g}."
+            )
         if settings.format_threshold is not None:
             fields["format_ok"] = fields["format_rewards"] >= settings.format_threshold
     extra = sorted({name for package in lasts for name in package.get("extra", {})})

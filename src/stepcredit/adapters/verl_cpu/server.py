@@ -37,7 +37,7 @@ class Server:
         self._replica_rank = replica_rank
         self._global_steps = 0
         self._asked: Counter[tuple[int, ...]] = Counter()
-        self._waiting: list[tuple[list[int], Sampling, asyncio.Future[Response]]] = []
+        self._waiting: list[tuple[list[int], Sampling, asyncio.Future[Any]]] = []
         self._serving: asyncio.Task[None] | None = None
         self._model_is_mine = asyncio.Lock()
         self._open = asyncio.Event()
@@ -73,11 +73,11 @@ class Server:
             if self._rejecting:
                 return self._output(self._empty(sampling))
             await self._open.wait()
-        answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((prompt, sampling, answer))
         if self._serving is None or self._serving.done():
             self._serving = asyncio.create_task(self._serve())
-        return self._output(await answer)
+        return await answer
 
     async def update_weights(self, named: Mapping[str, Tensor], global_steps: int | None) -> None:
         """Takes the trainer's weights, every one of them, when no batch is running."""
@@ -93,7 +93,7 @@ class Server:
         self._rejecting = reject_request
         waiting, self._waiting = self._waiting, []
         for _, sampling, answer in waiting:
-            answer.set_result(self._empty(sampling))
+            answer.set_result(self._output(self._empty(sampling)))
         async with self._model_is_mine:  # the batch has noticed, and its rows are out
             return {"aborted_count": len(waiting)}
 
@@ -125,15 +125,23 @@ class Server:
         while self._waiting:
             async with self._model_is_mine:
                 batch, self._waiting = self._waiting, []
-                prompts, samplings, answers = zip(*batch, strict=True)
-                try:
-                    responses = await asyncio.to_thread(self._generate, prompts, samplings)
-                except Exception as error:  # noqa: BLE001 (each of those who wait has to see it)
-                    for answer in answers:
-                        answer.set_exception(error)
-                    continue
-            for answer, response in zip(answers, responses, strict=True):
-                answer.set_result(response)
+                if batch:  # else an abort came first
+                    await self._answer(batch)
+
+    async def _answer(self, batch: list[tuple[list[int], Sampling, asyncio.Future[Any]]]) -> None:
+        """Generates for a batch; an error is the answer to each of those who wait."""
+        prompts, samplings, answers = zip(*batch, strict=True)
+        try:
+            responses = await asyncio.to_thread(self._generate, prompts, samplings)
+            outputs = [self._output(response) for response in responses]
+        except Exception as error:  # noqa: BLE001
+            for answer in answers:
+                if not answer.done():  # a caller that is gone has cancelled it
+                    answer.set_exception(error)
+            return
+        for answer, output in zip(answers, outputs, strict=True):
+            if not answer.done():
+                answer.set_result(output)
 
     def _generate(self, prompts: Sequence[list[int]], samplings: Sequence[Sampling]) -> list[Response]:
         return generate(

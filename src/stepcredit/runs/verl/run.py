@@ -14,15 +14,14 @@ from typing import Any
 
 import torch
 
-from stepcredit.adapters.verl.requirements import columns, refuse_missing
-from stepcredit.adapters.verl.settings import read_settings
 from stepcredit.adapters.verl_cpu import SWITCH
 from stepcredit.adapters.verl_cpu.overrides import cpu_overrides
 from stepcredit.config import build_estimator, build_signal, dump_config
 from stepcredit.config.run import TASK_STEPS, RunConfig, run_config, typed
-from stepcredit.errors import InputError, MissingExtraError, StepCreditError
+from stepcredit.errors import StepCreditError
 from stepcredit.runs.ending import Say, copy_weights, evaluate_policy, summary
 from stepcredit.runs.store import RunStore
+from stepcredit.runs.verl.composing import composed, validate
 from stepcredit.runs.verl.files import write_files
 from stepcredit.runs.verl.overrides import CHECKPOINTS, Overrides, arguments, devices, flat, verl_overrides
 from stepcredit.signals import TensorSignal
@@ -42,33 +41,8 @@ def resolved(config: RunConfig, folder: Path) -> Overrides:
     if not torch.cuda.is_available():
         teachers = int(found.get("distillation.nnodes", 0)) * int(found.get("distillation.n_gpus_per_node", 0))
         found |= cpu_overrides(devices(config), teachers=teachers) | flat(config.verl)
-    check(found)
+    validate(composed(arguments(found)))
     return found
-
-
-def check(overrides: Overrides) -> Any:
-    """Composes verl's config with overrides and validates it as verl does at its start; gives the config."""
-    try:
-        import verl
-    except ImportError:
-        raise MissingExtraError("verl", "verl", "train on verl") from None
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from verl.trainer.ppo.utils import need_critic, need_reference_policy
-    from verl.utils.config import validate_config
-
-    with initialize_config_dir(str(Path(verl.__file__).parent / "trainer" / "config"), version_base=None):
-        try:
-            config = compose("ppo_trainer", arguments(overrides))
-        except HydraException as error:
-            raise InputError(f"`verl` must hold settings of verl's config; {_line(error)}") from error
-    settings = read_settings(config.algorithm)
-    refuse_missing(columns(config, settings), type(settings.estimator).__name__)
-    try:
-        validate_config(config, need_reference_policy(config), need_critic(config))
-    except (AssertionError, ValueError) as error:
-        raise InputError(f"`verl` must pass verl's own validation; {_line(error)}") from error
-    return config
 
 
 def dry_run(config: RunConfig, folder: Path) -> str:
@@ -222,7 +196,3 @@ def _why(log: Path) -> str:
     errors = [i for i, line in enumerate(lines) if "Error" in line and not line.startswith("INFO")]
     end = errors[-1] + 1 if errors else len(lines)
     return "\n".join(lines[max(end - 12, 0) : end])
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -1,0 +1,51 @@
+"""A verl config from overrides, composed and validated as verl does it at its start."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stepcredit.adapters.verl.requirements import columns, refuse_missing
+from stepcredit.adapters.verl.settings import read_settings
+from stepcredit.errors import InputError, MissingExtraError
+
+
+def composed(words: Sequence[str]) -> Any:
+    """verl's ``ppo_trainer`` config under overrides as its command line takes them, a ``DictConfig``.
+
+    Raises:
+        InputError: An override that names nothing in verl's config, or that cannot be read.
+        MissingExtraError: verl is not installed.
+    """  # noqa: D403
+    try:
+        import verl
+    except ImportError:
+        raise MissingExtraError("verl", "verl", "train on verl") from None
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    with initialize_config_dir(str(Path(verl.__file__).parent / "trainer" / "config"), version_base=None):
+        try:
+            return compose("ppo_trainer", list(words))
+        except HydraException as error:
+            raise InputError(f"`verl` must hold settings of verl's config; {_line(error)}") from error
+
+
+def validate(config: Any) -> None:
+    """Refuses what would stop the run: a column that does not come, or what verl's own validation refuses.
+
+    Raises:
+        InputError: Says which.
+    """
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    settings = read_settings(config.algorithm)
+    refuse_missing(columns(config, settings), type(settings.estimator).__name__)
+    try:
+        validate_config(config, need_reference_policy(config), need_critic(config))
+    except (AssertionError, ValueError) as error:
+        raise InputError(f"`verl` must pass verl's own validation; {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
