@@ -19,7 +19,8 @@ from adapters.independent import HighDigits, check_seen, plain_batch
 from stepcredit import GRPO, PASS, SPRO, GRPOProcess
 from stepcredit.adapters.trl import CreditStep, attach
 from stepcredit.adapters.trl import crediting as adapter
-from stepcredit.adapters.trl.rollouts import group_ids, loss_mask, prompt_text
+from stepcredit.adapters.trl.rollouts import group_ids, loss_mask
+from stepcredit.batch.rollouts import prompt_text
 from trl_trainer import EOS, NO_CHECKPOINTING, WORDS, Ledger, generate, make_model, make_trainer, scripted
 
 

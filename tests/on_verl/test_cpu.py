@@ -254,13 +254,11 @@ def test_what_the_engine_does_not_honour_is_refused(
 
 def test_stock_grpo_trains_and_its_rollouts_follow_its_weights(tmp_path: Path) -> None:
     """Two steps of verl's own trainer: the reference model says how far the first step moved the policy."""
-    first, second = main_ppo(
-        tmp_path, "actor_rollout_ref.actor.use_kl_loss=True", "actor_rollout_ref.actor.optim.lr=1e-2"
-    )
+    first, second = main_ppo(tmp_path, "actor_rollout_ref.actor.use_kl_loss=True")
     assert (first["step"], second["step"]) == (1, 2)
     for step in (first, second):
         assert step["training/rollout_probs_diff_max"] < 1e-5
         assert abs(step["rollout_corr/kl"]) < 1e-5
         assert step["actor/grad_norm"] > 0
     assert abs(first["actor/kl_loss"]) < 1e-5
-    assert second["actor/kl_loss"] > 1e-3
+    assert second["actor/kl_loss"] > 1e-4

@@ -154,3 +154,17 @@ def check_spans(name: str, row: int, spans: Sequence[tuple[int, int]], text: str
                 f"`{name}` must be in order; got ({start}, {end}) after ({previous[0]}, {previous[1]}) in row {row}."
             )
         previous = (start, end)
+
+
+def prompt_text(prompt: Any) -> str:
+    """A prompt's own words: the text itself, or the last message of a user.
+
+    Example:
+        >>> prompt_text([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}])
+        '1+1?'
+    """
+    if isinstance(prompt, str):
+        return prompt
+    contents = [message.get("content") for message in prompt if message.get("role") == "user"] or [""]
+    parts = contents[-1] if isinstance(contents[-1], list) else [{"text": contents[-1] or ""}]
+    return "".join(str(part.get("text", "")) for part in parts)

@@ -133,7 +133,7 @@ def load_config(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
 
     Args:
         name_or_path: A recipe's name (see `recipes`) or the path of a TOML file. ``extends = "..."`` at its top names
-            another recipe, or a file beside it, whose tables come first.
+            another recipe, or a file beside it, whose tables come first; a list of them is laid one on the other.
         overrides: ``table.key`` -> value, as `parse_overrides` gives them.
 
     Raises:

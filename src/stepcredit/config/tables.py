@@ -80,11 +80,12 @@ def _read(name_or_path: str, above: tuple[str, ...]) -> Table:
     if name in above:
         raise InputError(f"`extends` must not lead back to a config; got {' -> '.join((*above, name))}.")
     tables = parse_tables(text, name)
-    parent = tables.pop("extends", None)
-    if parent is None:
-        return tables
-    beside = None if folder is None else folder / str(parent)
-    base = _read(str(beside) if beside is not None and beside.is_file() else str(parent), (*above, name))
+    parents = tables.pop("extends", [])
+    base: Table = {}
+    for parent in [parents] if isinstance(parents, str) else parents:
+        beside = None if folder is None else folder / str(parent)
+        found = str(beside) if beside is not None and beside.is_file() else str(parent)
+        base = _merged(base, _read(found, (*above, name)))
     return _merged(base, tables)
 
 

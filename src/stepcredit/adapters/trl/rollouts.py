@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from stepcredit.batch import Rollouts, Span
+from stepcredit.batch.rollouts import prompt_text
 from stepcredit.errors import InputError
 from stepcredit.signals.offsets import policy_turns, token_offsets
 
@@ -131,20 +132,6 @@ def _steps(cut: Cut, texts: Sequence[str], turns: Sequence[Sequence[Span]] | Non
         [Span(a + start, b + start) for start, end in row for a, b in cut(text[start:end])]
         for text, row in zip(texts, turns, strict=True)
     ]
-
-
-def prompt_text(prompt: Any) -> str:
-    """A prompt's own words: the text itself, or the last message of a user.
-
-    Example:
-        >>> prompt_text([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}])
-        '1+1?'
-    """
-    if isinstance(prompt, str):
-        return prompt
-    contents = [message.get("content") for message in prompt if message.get("role") == "user"] or [""]
-    parts = contents[-1] if isinstance(contents[-1], list) else [{"text": contents[-1] or ""}]
-    return "".join(str(part.get("text", "")) for part in parts)
 
 
 def _chat(prompt: Any) -> list[dict[str, Any]] | None:

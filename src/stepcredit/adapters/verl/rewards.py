@@ -10,6 +10,7 @@ from typing import Any
 
 from stepcredit.adapters.verl.settings import is_ours, read_settings
 from stepcredit.batch import Rollouts, ScoredSpan
+from stepcredit.batch.rollouts import prompt_text
 from stepcredit.errors import InputError
 from stepcredit.signals import Signal, are_token_values, project, token_offsets
 from stepcredit.tasks.segmentation import segment
@@ -99,7 +100,7 @@ def _scores(signal: Signal, item: Mapping[str, Any], text: str, steps: str) -> S
     messages = [dict(message) for message in item["raw_prompt"]]
     reference = item.get("reward_model", {}).get("ground_truth")
     rollouts = Rollouts(
-        ["\n".join(str(message["content"]) for message in messages)], [text], [0], messages=[messages],
+        [prompt_text(messages)], [text], [0], messages=[messages],
         references=None if reference is None else [str(reference)], steps=[segment(text, steps)],  # type: ignore[arg-type]
     )  # fmt: skip
     scores = signal.score(rollouts)

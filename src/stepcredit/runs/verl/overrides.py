@@ -31,6 +31,8 @@ _TRAINER: dict[str, tuple[Any, Callable[[Any], Overrides]]] = {  # GRPOConfig's 
     "top_p": (1.0, lambda x: {f"{_ROLLOUT}.top_p": x}),
     "top_k": (0, lambda x: {f"{_ROLLOUT}.top_k": x or -1}),
     "epsilon": (0.2, lambda x: {f"{_ACTOR}.clip_ratio": x, f"{_ACTOR}.clip_ratio_low": x}),
+    "vllm_gpu_memory_utilization": (0.5, lambda x: {f"{_ROLLOUT}.gpu_memory_utilization": x}),
+    "vllm_max_model_length": (None, lambda x: {f"{_ROLLOUT}.max_model_len": x}),
     "gradient_checkpointing": (True, lambda x: {"actor_rollout_ref.model.enable_gradient_checkpointing": x}),
 }
 _LOSSES = {
@@ -42,7 +44,7 @@ _LOSSES = {
 _SCHEDULES = {"constant": "constant", "constant_with_warmup": "constant", "cosine": "cosine"}
 _OTHERS = {  # fields that are read below, or that say the same of any trainer
     "per_device_train_batch_size", "gradient_accumulation_steps", "loss_type", "lr_scheduler_type", "epsilon_high",
-    "beta", "adam_beta1", "adam_beta2", "use_vllm", "vllm_mode", "vllm_gpu_memory_utilization", "bf16",
+    "beta", "adam_beta1", "adam_beta2", "use_vllm", "vllm_mode", "bf16",
 }  # fmt: skip
 
 
@@ -98,7 +100,9 @@ def _word(value: Any) -> str:
     if isinstance(value, str):
         if _PLAIN.fullmatch(value):
             return value
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        # Within quotes a backslash is itself, but before a quote it must be doubled.
+        inside = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value)
+        return f"'{inside}'"
     return str(value)
 
 
@@ -165,6 +169,9 @@ def _credit(config: RunConfig) -> Overrides:
         found = {"algorithm.adv_estimator": f"stepcredit_{scheme}", **options}
     signal = dict(config.signal)
     steps = signal.pop("steps", None)
+    for key in ("tokenizer",) if "url" in signal else ("model",):  # what a server calls a model is its own affair
+        if key in signal:
+            signal[key] = source_of(signal[key])
     if signal and signal["type"] != TASK_STEPS:
         found |= {f"{at}.signal.{key}": value for key, value in signal.items()}
     found |= {} if steps is None else {f"{at}.steps": steps}

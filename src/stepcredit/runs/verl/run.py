@@ -38,11 +38,22 @@ def resolved(config: RunConfig, folder: Path) -> Overrides:
         MissingExtraError: verl is not installed.
     """
     found = verl_overrides(config, folder, reads=_reads(config))
-    if not torch.cuda.is_available():
+    if on_cpu(config):
         teachers = int(found.get("distillation.nnodes", 0)) * int(found.get("distillation.n_gpus_per_node", 0))
         found |= cpu_overrides(devices(config), teachers=teachers) | flat(config.verl)
     validate(composed(arguments(found)))
     return found
+
+
+def on_cpu(config: RunConfig) -> bool:
+    """Whether the run is one on this machine's CPU: as ``[verl]`` says, by default where no GPU is in sight.
+
+    A config that names its rollout engine is for a cluster, whatever the machine that starts it has.
+    """
+    device = config.verl.get("trainer", {}).get("device")
+    if device is not None:
+        return bool(device == "cpu")
+    return not torch.cuda.is_available() and "actor_rollout_ref.rollout.name" not in flat(config.verl)
 
 
 def dry_run(config: RunConfig, folder: Path) -> str:
@@ -91,7 +102,7 @@ def _go_on(config: RunConfig, overrides: Overrides, store: RunStore, folder: Pat
         evaluate_policy(config, store, "start", config.policy.name, say)
     if store.index["step"] < config.run.steps:
         overrides = {**overrides, "trainer.resume_mode": "auto"}
-        _train(overrides, store, folder, say)
+        _train(overrides, store, folder, say, cpu=on_cpu(config))
         last = _checkpoint(folder, config.run.steps)
         store.save_policy(lambda target: copy_weights(last / "actor" / "huggingface", target))
     evaluate_policy(config, store, "end", str(folder / "policy"), say)
@@ -99,16 +110,16 @@ def _go_on(config: RunConfig, overrides: Overrides, store: RunStore, folder: Pat
     return summary(folder)
 
 
-def _train(overrides: Overrides, store: RunStore, folder: Path, say: Say) -> None:
+def _train(overrides: Overrides, store: RunStore, folder: Path, say: Say, *, cpu: bool) -> None:
     """Runs verl's trainer and takes its metrics as they come."""
     metrics, log = folder / "verl" / _METRICS, folder / "verl" / _LOG
     metrics.unlink(missing_ok=True)
     with _ray_folder() as temporary:
-        if not torch.cuda.is_available():
+        if cpu:
             overrides = {**overrides, "ray_kwargs.ray_init._temp_dir": temporary}
         command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments(overrides)]
         (folder / "verl" / "command.txt").write_text("\n".join(command) + "\n", encoding="utf-8")
-        with log.open("ab") as output, _process(command, folder, metrics, output) as process:
+        with log.open("ab") as output, _process(command, folder, metrics, output, cpu) as process:
             taken = 0
             while True:
                 ended = process.poll() is not None
@@ -122,10 +133,12 @@ def _train(overrides: Overrides, store: RunStore, folder: Path, say: Say) -> Non
 
 
 @contextmanager
-def _process(command: list[str], folder: Path, metrics: Path, output: Any) -> Iterator[subprocess.Popen[bytes]]:
+def _process(
+    command: list[str], folder: Path, metrics: Path, output: Any, cpu: bool
+) -> Iterator[subprocess.Popen[bytes]]:
     """The trainer's process; it does not outlive this one's interest in it."""
     environment = {**os.environ, "VERL_FILE_LOGGER_PATH": str(metrics), "TOKENIZERS_PARALLELISM": "false"}
-    if not torch.cuda.is_available():
+    if cpu:
         environment |= {SWITCH: "1", "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
         environment.setdefault("RAY_AUTH_MODE", "disabled")
     process = subprocess.Popen(  # noqa: S603 - our own command
