@@ -1,8 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_VERL := .venv-verl/bin/pip install --quiet --disable-pip-version-check --constraint constraints-verl.txt
 
-.PHONY: demo test lint check parity clean
+.PHONY: demo test test-slow lint check clean
 
 demo: .venv/base  ## a tiny policy trained under four credit schemes, in minutes: a table, and page.html in a new folder
 	$(BIN)/stepcredit demo
@@ -30,16 +31,15 @@ check: lint test
 	$(PIP) --editable '.[dev]'
 	touch $@
 
-parity: .venv-parity/ready  ## our numbers against the advantage functions of an installed verl; its own environment
-	OMP_NUM_THREADS=1 .venv-parity/bin/pytest --quiet tests/parity
+test-slow: .venv-verl/ready  ## our numbers against verl's, and short runs of its trainer on a CPU; its own environment
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 RAY_AUTH_MODE=disabled RAY_DEDUP_LOGS=0 \
+	  .venv-verl/bin/pytest --quiet tests/parity tests/on_verl
 
-.venv-parity/ready: pyproject.toml tests/parity/requirements.txt
-	$(PYTHON) -m venv .venv-parity
-	.venv-parity/bin/pip install --quiet torch==2.13.0
-	.venv-parity/bin/pip install --quiet --requirement tests/parity/requirements.txt
-	.venv-parity/bin/pip install --quiet --no-deps verl==0.9.1
-	.venv-parity/bin/pip install --quiet --no-deps --editable .
+.venv-verl/ready: pyproject.toml constraints-verl.txt
+	$(PYTHON) -m venv .venv-verl
+	$(PIP_VERL) torch
+	$(PIP_VERL) --editable '.[data,qa,verl]' hypothesis pytest
 	touch $@
 
 clean:
-	rm -rf .venv .venv-parity demo demo-[0-9]* dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-verl demo demo-[0-9]* dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
