@@ -69,8 +69,11 @@ def test_pools_split_merge_and_select() -> None:
     assert pool.max(x).tolist() == [2.0, 8.0]
     assert pool.merged().mean(x).tolist() == [3.5]
     assert pool.select(torch.tensor([1, 2])).count.tolist() == [1, 1]
-    assert pool.split(torch.tensor([0, 1, 1, 0]), 2).sum(x).tolist() == [0.0, 2.0, 9.0, 3.0]
+    finer = pool.split(torch.tensor([0, 0, 1, 2]), torch.tensor([1, 3]))
+    assert (finer.sum(x).tolist(), finer.count.tolist()) == ([2.0, 1.0, 3.0, 8.0], [1, 1, 1, 1])
+    assert pool.varies(x).tolist() == [False, True]
     empty = Pool(torch.zeros(0, dtype=torch.long), 2)
+    assert empty.varies(torch.zeros(0)).tolist() == [False, False]
     assert empty.mean(torch.zeros(0)).tolist() == [0.0, 0.0]
     assert empty.max(torch.zeros(0)).tolist() == [-float("inf")] * 2
 

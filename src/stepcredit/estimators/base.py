@@ -59,6 +59,11 @@ class Estimator(Options, ABC):
     type: ClassVar[str] = "custom"
     requires: ClassVar[frozenset[str]] = frozenset()
 
+    @property
+    def exempt(self) -> Mapping[str, str]:
+        """The laws of `stepcredit.lab.conform` that the scheme, as it is set, breaks by definition: law -> reason."""
+        return {}
+
     def __call__(
         self, batch: RolloutBatch, *, out: Tensor | None = None, process_group: ProcessGroup | None = None
     ) -> Credit:
@@ -73,18 +78,19 @@ class Estimator(Options, ABC):
             The credit; advantages are detached and exactly 0 off-mask.
 
         Raises:
-            InputError: The batch lacks a field that the scheme requires, ``out`` does not fit, or ranks of the process
-                group hold different fields or options.
+            InputError: The batch lacks a field that the scheme requires, or ``out`` does not fit; ranks of the process
+                group hold different fields or options, or another rank's call was refused. Then all ranks raise. A
+                rank that cannot make its batch calls nothing: see `stepcredit.ops.groups.refusing_alike`.
         """
-        if not isinstance(batch, RolloutBatch):
-            raise InputError(f"`batch` must be a RolloutBatch; got {type(batch).__name__}.")
-        missing = [name for name in sorted(self.requires) if getattr(batch, name, None) is None]
+        problem = self._problem(batch, out)
         if process_group is not None:
-            check_ranks_agree(f"{self!r} {batch.present}", batch.response_mask.device, process_group)
-        if missing:
-            raise InputError(f"`{missing[0]}` must be in the batch for {type(self).__name__}; got None.")
+            what = f"{self!r} {getattr(batch, 'present', None)}"
+            device = batch.response_mask.device if isinstance(batch, RolloutBatch) else None
+            check_ranks_agree(what, device, process_group, problem)
+        if problem is not None:
+            raise problem
         layout, dtype = batch.layout, batch.dtype
-        out = layout.empty(dtype) if out is None else layout.check_out(out, dtype)
+        out = layout.empty(dtype) if out is None else out
         with torch.no_grad():
             view = Compacted(batch, process_group)
             assigned = self.assign(view)
@@ -111,6 +117,20 @@ class Estimator(Options, ABC):
             }
 
         return Credit(advantages, terms, segment_ids, counts)
+
+    def _problem(self, batch: RolloutBatch, out: Tensor | None) -> InputError | None:
+        """What is wrong with the arguments, raised only once the other ranks know."""
+        try:
+            if not isinstance(batch, RolloutBatch):
+                raise InputError(f"`batch` must be a RolloutBatch; got {type(batch).__name__}.")
+            missing = [name for name in sorted(self.requires) if getattr(batch, name, None) is None]
+            if missing:
+                raise InputError(f"`{missing[0]}` must be in the batch for {type(self).__name__}; got None.")
+            if out is not None:
+                batch.layout.check_out(out, batch.dtype)
+        except InputError as error:
+            return error
+        return None
 
     @abstractmethod
     def assign(self, view: Compacted) -> Assignment:

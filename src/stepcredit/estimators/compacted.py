@@ -10,7 +10,7 @@ from torch import Tensor
 from stepcredit.batch import RolloutBatch
 from stepcredit.batch.layout import Steps
 from stepcredit.errors import InputError, StepCreditWarning
-from stepcredit.ops.groups import Pool, ProcessGroup, all_reduce
+from stepcredit.ops.groups import Pool, ProcessGroup
 from stepcredit.ops.segments import Segments
 from stepcredit.shaping.chunks import change_points
 
@@ -57,9 +57,9 @@ class Compacted:
 
     @cached_property
     def positions(self) -> Pool:
-        """Pools of the tokens of one group at one position."""
-        longest = torch.tensor([self.rows.max_length], device=self.rows.offsets.device)
-        return self.token_groups.split(self.rows.positions, int(all_reduce(longest, self.process_group, "max")))
+        """Pools of the tokens of one group at one position: as many a group as its longest rollout has tokens."""
+        longest = self.groups.max(self.rows.lengths.double()).long()
+        return self.token_groups.split(self.rows.positions, longest, count_dtype=torch.int32)
 
     @cached_property
     def step_rows(self) -> Tensor:

@@ -1,5 +1,6 @@
 """GDPO: every reward channel standardized on its own before they are summed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -49,6 +50,11 @@ class GDPO(RewardSum):
     whiten_over: Literal["rollouts", "tokens"] = "rollouts"
     std_eps: float = option(1e-6, at_least=0)
     correction: int = option(1, at_least=0)
+
+    @property
+    def exempt(self) -> Mapping[str, str]:
+        """The sum of the channels is scaled over the batch."""
+        return {**super().exempt, **dict.fromkeys(("alone", "leak"), "whitens over the batch")}
 
     def assign(self, view: Compacted) -> Assignment:
         """The channels' z-scores summed, and the sum's z-score over the batch."""

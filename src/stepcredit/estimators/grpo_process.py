@@ -1,5 +1,6 @@
 """GRPO with process rewards: the return-to-go of standardized step signals, in the four ways people mix it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -49,6 +50,14 @@ class GRPOProcess(StreamScheme):
 
     type: ClassVar[str] = "grpo_process"
     fusion: Literal["process", "pooled", "summed", "separate"] = "process"
+
+    @property
+    def exempt(self) -> Mapping[str, str]:
+        """In a union of streams none has a baseline of its own."""
+        if self.fusion == "pooled":
+            return dict.fromkeys(("constant", "equal", "unscored"), "one mean for all streams")
+        laws = super().exempt
+        return laws if self.fusion != "process" else {law: why for law, why in laws.items() if law == "coverage"}
 
     def assign(self, view: Compacted) -> Assignment:
         """Return-to-go of the fused streams."""

@@ -1,5 +1,6 @@
 """PAPO: among correct rollouts, the better-reasoned ones get more."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -45,6 +46,12 @@ class PAPO(Estimator):
     std_eps: float = option(1e-6, at_least=0)
     correction: int = option(1, at_least=0)
     singletons: Singletons = "zero"
+
+    @property
+    def exempt(self) -> Mapping[str, str]:
+        """A response has one process score, and a group of one that keeps its raw reward has no baseline."""
+        raw = {"constant": "a group of one keeps its raw reward"} if self.singletons == "raw" else {}
+        return {**raw, "shift": "a response's process score is the mean over its steps"}
 
     def assign(self, view: Compacted) -> Assignment:
         """The outcome's z-score plus, for correct rollouts, the process score's."""

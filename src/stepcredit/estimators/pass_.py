@@ -1,5 +1,6 @@
 """PASS: Advantage Fusion, Chunk-by-Value, Divide-Length."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -70,6 +71,12 @@ class PASS(StreamScheme):
     eta: float = option(1e-8, at_least=0)
     eta_float32: float = option(1e-6, at_least=0)
     min_chunk: int = option(1, at_least=1)
+
+    @property
+    def exempt(self) -> Mapping[str, str]:
+        """Tokens that share a chunk by a tolerance of one's own share their credit."""
+        wide = self.chunking == "value" and (self.min_chunk > 1 or self.eta > 1e-6)
+        return {**super().exempt, **({"place": "a chunk's tokens share credit"} if wide else {})}
 
     def assign(self, view: Compacted) -> Assignment:
         """Fuse, chunk, divide."""

@@ -1,5 +1,6 @@
 """PRIME: dense rewards from an implicit process reward model, with a leave-one-out baseline."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -46,6 +47,12 @@ class PRIME(Estimator):
     requires = frozenset({"rewards", "process_rewards"})
     token_baseline: TokenBaseline = "code"
     process_norm: Literal["batch_max"] | None = "batch_max"
+
+    @property
+    def exempt(self) -> Mapping[str, str]:
+        """Whitening is over the batch, and the last token has no process reward."""
+        whitened = dict.fromkeys(("alone", "leak", "unscored"), "whitens over the batch's tokens")
+        return {**whitened, "edges": "sets the last token's process reward to 0"}
 
     def assign(self, view: Compacted) -> Assignment:
         """Both sources' returns, summed one to one and whitened."""

@@ -1,5 +1,6 @@
 """REINFORCE++: discounted token returns, whitened over the whole batch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,6 +48,17 @@ class REINFORCEpp(RewardSum):
     gamma: float = option(1.0, at_least=0, at_most=1)
     w_process: float = 1.0
     baseline: bool = False
+
+    @property
+    def exempt(self) -> Mapping[str, str]:
+        """Whitening is over the batch, and returns are sums of raw signals."""
+        found = dict.fromkeys(("alone", "leak", "unscored"), "whitens over the batch's tokens")
+        if not self.baseline:
+            found["coverage"] = "a return is a sum: a signal of 0 adds what none does"
+            if self.gamma < 1:
+                found |= dict.fromkeys(("constant", "equal"), "discounts a reward by its distance")
+            return found
+        return {**super().exempt, **found}
 
     def assign(self, view: Compacted) -> Assignment:
         """Whitened returns."""

@@ -29,6 +29,11 @@ class RewardSum(Estimator):
     w_extra: Mapping[str, float] = field(default_factory=dict, hash=False)
     singletons: Singletons = "zero"
 
+    @property
+    def exempt(self) -> Mapping[str, str]:
+        """A group of one that keeps its raw reward has no baseline."""
+        return {"constant": "a group of one keeps its raw reward"} if self.singletons == "raw" else {}
+
     def __post_init__(self) -> None:
         """Checks every option, the weights of extra rewards among them."""
         super().__post_init__()

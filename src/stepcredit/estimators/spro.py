@@ -1,5 +1,6 @@
 """SPRO: process credit from the policy itself, without a reward model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -55,6 +56,12 @@ class SPRO(Estimator):
     std_eps: float = option(1e-6, at_least=0)
     correction: int = option(1, at_least=0)
     singletons: Singletons = "zero"
+
+    @property
+    def exempt(self) -> Mapping[str, str]:
+        """A group of one that keeps its raw reward has no baseline; a limit hides what is beyond it."""
+        raw = {"constant": "a group of one keeps its raw reward"} if self.singletons == "raw" else {}
+        return raw if self.clip is None else {**raw, "place": "a limit hides what is beyond it"}
 
     def assign(self, view: Compacted) -> Assignment:
         """The outcome's z-score on every token, plus the masked step advantage."""

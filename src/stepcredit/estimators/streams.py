@@ -1,5 +1,6 @@
 """Options shared by the schemes that bring process, outcome and format streams together."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +37,18 @@ class StreamScheme(Estimator):
     std_eps: float = option(1e-6, at_least=0)
     correction: int = option(1, at_least=0)
     singletons: Singletons = "zero"
+
+    @property
+    def exempt(self) -> Mapping[str, str]:
+        """What a group of one keeps raw, and what Abs-Max scales, has no baseline."""
+        found = {"constant": "a group of one keeps its raw reward"} if self.singletons == "raw" else {}
+        if self.norm == "abs_max":
+            summed = getattr(self, "fusion", None) == "summed"
+            if summed or self.norm_scope == "all":
+                found |= dict.fromkeys(("constant", "equal"), "Abs-Max subtracts no baseline")
+            if not summed:
+                found["coverage"] = "Abs-Max keeps a signal of 0"
+        return found
 
     @property
     def weights(self) -> dict[str, float]:

@@ -137,7 +137,7 @@ def on_rollouts(operator: LinearMap, pool: Pool, singletons: Singletons) -> Line
 
 def _where_varied(x: Tensor, pool: Pool, correction: int, scale: Callable[[Tensor], Tensor]) -> Tensor:
     """``scale(variance)`` of each pool whose values vary, else 0; the values are compared before any arithmetic."""
-    varied = (pool.max(x) != -pool.max(-x)) & (pool.count > correction)
+    varied = pool.varies(x) & (pool.count > correction)
     degrees = (pool.count - correction).clamp(min=1)
     variance = pool.sum(center(x, pool).square()) / degrees
     return torch.where(varied, scale(torch.where(varied, variance, 1.0)), 0.0)
