@@ -7,10 +7,24 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from stepcredit.cli import bench, demo, eval, prm, retrieve, score, segment, serve, serve_check, train, warm_start
+from stepcredit.cli import (
+    bench,
+    conform,
+    demo,
+    doctor,
+    eval,
+    prm,
+    retrieve,
+    score,
+    segment,
+    serve,
+    serve_check,
+    train,
+    warm_start,
+)
 from stepcredit.errors import StepCreditError
 
-VERBS = (demo, train, eval, score, segment, prm, warm_start, serve, serve_check, retrieve, bench)
+VERBS = (demo, train, eval, score, segment, prm, warm_start, serve, serve_check, retrieve, conform, bench, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
