@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from adapters.independent import HighDigits
-from stepcredit import GDPO, GRPO, PASS, SPRO
+from stepcredit import GDPO, GRPO, PASS, SPRO, InputError
 from stepcredit.adapters.trl import CreditStep, attach
 from trl_trainer import has_line_end, make_model, make_trainer, scripted, share_of_even
 
@@ -70,6 +70,34 @@ def train(rank: int, ranks: int, port: int, out: str) -> None:
             "logged": list(trainer._logs["advantages"]),
             "weights": {key: x.clone() for key, x in trainer.model.state_dict().items()},
         }
+    if ranks > 1:
+        records["refused"] = refused(Path(out) / "refused", rank, ranks)
     torch.save(records, Path(out) / f"{ranks}-{rank}.pt")
     if ranks > 1:
         dist.destroy_process_group()
+
+
+class OneRankFails(HighDigits):
+    """A server that one rank cannot reach."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def score(self, rollouts: Any) -> Any:
+        if self.rank == 1:
+            raise OSError("no route to the server")
+        return super().score(rollouts)
+
+
+def refused(out: Path, rank: int, ranks: int) -> str:
+    """How a training ends on this rank whose signal fails on another."""
+    trainer = make_trainer(
+        out, reward_funcs=[share_of_even], max_steps=1, per_device_train_batch_size=ROWS // ranks,
+        extra={"rollout_func": scripted(holes=False)}, ddp_backend="gloo",
+    )  # fmt: skip
+    attach(trainer, PASS(), signal=OneRankFails(rank))
+    try:
+        trainer.train()
+    except (OSError, InputError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "trained"

@@ -73,3 +73,9 @@ def test_the_ranks_pad_to_different_widths(records: Any) -> None:
     assert widths[0] != widths[1]
     assert ROWS // RANKS % 4 != 0  # so that a group is split
     assert any(row["credit/excluded_rows"] for row in records[0]["gdpo"]["history"])
+
+
+def test_a_signal_that_fails_on_one_rank_ends_them_all(records: Any) -> None:
+    first, second = (record["refused"] for record in records[1])
+    assert second == "OSError: no route to the server"
+    assert first.startswith("InputError: ")

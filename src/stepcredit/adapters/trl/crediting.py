@@ -17,6 +17,7 @@ from stepcredit.batch import Credit, RolloutBatch, Rollouts
 from stepcredit.diagnostics import credit_metrics
 from stepcredit.errors import InputError
 from stepcredit.estimators import Estimator
+from stepcredit.ops.groups import ProcessGroup, refusing_alike
 from stepcredit.signals import (
     Guard,
     LearningSignal,
@@ -78,30 +79,16 @@ def with_credit(
     credit: Settings = trainer._credit
     mode = "train" if trainer.model.training else "eval"
     metrics = trainer._metrics[mode]
-    n_rows, rank = output["completion_ids"].shape[0], trainer.accelerator.process_index
     group = dist.group.WORLD if trainer.accelerator.num_processes > 1 else None
     reads = credit.needs | (_KL if _watches_kl(trainer) else frozenset())
     logprobs = _own_logprobs(trainer, output, reads)
 
     begun = time.perf_counter()
     mask = loss_mask(output)
-    generations = trainer.num_generations if mode == "train" else trainer.num_generations_eval
-    groups = group_ids(n_rows, generations, rank, mask.device)
-    local = rewards[rank * n_rows : (rank + 1) * n_rows].to(mask.device)
-    fields: dict[str, Any] = credit.channels.fields(local, trainer.reward_weights.to(mask.device))
-    sources = {role: x for role, x in credit.models.items() if _is_source(x) and f"{role}_logprobs" in reads}
-    textual = credit.signal is not None and not isinstance(credit.signal, TensorSignal)
-    rollouts = text_rollouts(
-        inputs, completion_ids, mask, groups, trainer.processing_class,
-        cut=credit.cut if textual or credit.by_steps else None, offsets=bool(sources), reference=credit.reference,
-        prompt_ids=_unpadded(output["prompt_ids"], output["prompt_mask"]),
-    )  # fmt: skip
-    logprobs |= _source_logprobs(sources, rollouts, logprobs, mask)
-    if credit.correct is not None:
-        fields["correct"] = torch.tensor(list(credit.correct(rollouts)), dtype=torch.bool, device=mask.device)
-    batch = RolloutBatch(mask, groups, **fields, **logprobs)
     numbers: dict[str, float] = {}
-    batch = _with_signal(trainer, credit, rollouts, batch, mode, numbers)
+    with refusing_alike(group, mask.device):  # another rank would wait for one that raises
+        rollouts, batch = _batch(trainer, output, inputs, completion_ids, rewards, logprobs, reads)
+    batch = _with_signal(trainer, credit, rollouts, batch, mode, numbers, group)
     assigned = credit.estimator(batch, process_group=group)
     output["advantages"] = assigned.advantages.to(output["advantages"].dtype)
     _log_advantages(trainer, output["advantages"], mask)
@@ -115,9 +102,35 @@ def with_credit(
     return output
 
 
+def _batch(
+    trainer: Any, output: dict[str, Any], inputs: Any, completion_ids: Any, rewards: Tensor, logprobs: dict[str, Any],
+    reads: frozenset[str],
+) -> tuple[Rollouts, RolloutBatch]:  # fmt: skip
+    """This rank's rollouts, as text and as tensors; no collective."""
+    credit: Settings = trainer._credit
+    mask = loss_mask(output)
+    n_rows, rank = len(mask), trainer.accelerator.process_index
+    generations = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
+    groups = group_ids(n_rows, generations, rank, mask.device)
+    local = rewards[rank * n_rows : (rank + 1) * n_rows].to(mask.device)
+    fields: dict[str, Any] = credit.channels.fields(local, trainer.reward_weights.to(mask.device))
+    sources = {role: x for role, x in credit.models.items() if _is_source(x) and f"{role}_logprobs" in reads}
+    textual = credit.signal is not None and not isinstance(credit.signal, TensorSignal)
+    rollouts = text_rollouts(
+        inputs, completion_ids, mask, groups, trainer.processing_class,
+        cut=credit.cut if textual or credit.by_steps else None, offsets=bool(sources), reference=credit.reference,
+        prompt_ids=_unpadded(output["prompt_ids"], output["prompt_mask"]),
+    )  # fmt: skip
+    logprobs = logprobs | _source_logprobs(sources, rollouts, logprobs, mask)
+    if credit.correct is not None:
+        fields["correct"] = torch.tensor(list(credit.correct(rollouts)), dtype=torch.bool, device=mask.device)
+    return rollouts, RolloutBatch(mask, groups, **fields, **logprobs)
+
+
 def _with_signal(
-    trainer: Any, credit: Settings, rollouts: Rollouts, batch: RolloutBatch, mode: str, numbers: dict[str, float]
-) -> RolloutBatch:
+    trainer: Any, credit: Settings, rollouts: Rollouts, batch: RolloutBatch, mode: str, numbers: dict[str, float],
+    group: ProcessGroup | None,
+) -> RolloutBatch:  # fmt: skip
     """The batch with process rewards, guarded; a signal that learns does, and says how."""
     signal = credit.signal
     if signal is None:
@@ -126,12 +139,13 @@ def _with_signal(
     first = getattr(signal, "when", "after") == "before"
     if learner and first:
         numbers |= learning.update(trainer, learner, rollouts, batch)
-    if isinstance(signal, TensorSignal):
-        scored = signal(place_steps(batch, rollouts) if credit.by_steps else batch)
-    else:
-        scores = signal.score(rollouts)
-        in_steps = credit.by_steps and are_token_values(scores)
-        scored = place_scores(place_steps(batch, rollouts) if in_steps else batch, rollouts, scores)
+    with refusing_alike(group, batch.response_mask.device):
+        if isinstance(signal, TensorSignal):
+            scored = signal(place_steps(batch, rollouts) if credit.by_steps else batch)
+        else:
+            scores = signal.score(rollouts)
+            in_steps = credit.by_steps and are_token_values(scores)
+            scored = place_scores(place_steps(batch, rollouts) if in_steps else batch, rollouts, scores)
     if learner and not first:
         numbers |= learning.update(trainer, learner, rollouts, batch)
     return scored if credit.guard is None else credit.guard(scored)
