@@ -76,8 +76,8 @@ def assert_credit_arrived(store: RunStore, steps: list[dict[str, Any]], *, varie
         assert row["critic/advantages/min"] == pytest.approx(float(advantages[mask].min()), rel=1e-5)
         assert row["credit/rollouts"] == len(mask)
         assert row["training/rollout_probs_diff_max"] < 1e-4
-        many = [len(set(row[on].tolist())) > 1 for row, on in zip(advantages, mask, strict=True)]
-        assert any(many) == varied
+    many = [len(set(row[on].tolist())) > 1 for row, on in zip(advantages, mask, strict=True)]
+    assert any(many) == varied  # in the last step: SPRO's policy is its reference in the first
 
 
 def test_grpo(tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_pass_with_a_teachers_log_probabilities(tmp_path: Path) -> None:
     for row, step in zip(store.metrics(), steps, strict=True):
         mask = step["response_mask"].bool()
         log_ratio = (step["teacher_logprobs"] - step["columns"]["old_log_probs"])[mask].double()
-        k3 = float((log_ratio.exp() - 1 - log_ratio).mean())
-        assert row["distillation/loss"] == pytest.approx(k3, rel=0.05)  # verl's own, from its own alignment
+        k3 = (log_ratio.exp() - 1 - log_ratio).clamp(max=10)  # as verl clips it, a token
+        assert row["actor/distillation/loss"] == pytest.approx(float(k3.mean()), rel=1e-5)  # its own, its own alignment
 
 
 def test_search_in_several_turns_with_masked_observations(tmp_path: Path) -> None:

@@ -78,6 +78,13 @@ def test_a_distillation_loss_beside_the_credit_is_warned_of() -> None:
         credit_trainer("stepcredit_sync", Stock)(composed(overrides))
 
 
+def test_a_loss_that_averages_the_credit_is_warned_of() -> None:
+    overrides = ["algorithm.adv_estimator=stepcredit_pass", *CREDIT]
+    overrides += ["trainer.v1.trainer_mode=stepcredit_sync", "actor_rollout_ref.actor.policy_loss.loss_mode=geo_mean"]
+    with pytest.warns(UserWarning, match="geo_mean averages the credit"):
+        credit_trainer("stepcredit_sync", Stock)(composed(overrides))
+
+
 def test_another_estimator_has_the_stock_trainer() -> None:
     config = composed(["trainer.v1.trainer_mode=stepcredit_sync", "algorithm.adv_estimator=grpo"])
     trainer: Any = credit_trainer("stepcredit_sync", Stock)(config)

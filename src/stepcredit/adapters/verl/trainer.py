@@ -13,6 +13,8 @@ from stepcredit.adapters.verl.requirements import columns, refuse_missing
 from stepcredit.adapters.verl.rewards import KEY
 from stepcredit.adapters.verl.settings import is_ours, read_settings
 
+_WITHIN = {"process_rewards", "ref_logprobs", "teacher_logprobs"}  # what lets tokens of one response differ
+
 
 def credit_trainer(name: str, base: type) -> type:
     """A trainer that fetches what its base leaves behind, and is its base in everything else.
@@ -34,7 +36,7 @@ def credit_trainer(name: str, base: type) -> type:
                 config.trainer.v1.trainer_mode, mode = name, config.trainer.v1.trainer_mode
                 refuse_missing(columns(config, settings), type(settings.estimator).__name__)
                 config.trainer.v1.trainer_mode = mode
-                _warn_of_a_second_kl(config, settings.reads)
+                _warn(config, settings.estimator.requires | settings.reads)
             super().__init__(config)
 
         def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
@@ -100,11 +102,18 @@ def aligned(rows: Sequence[tuple[Tensor, int, int]]) -> Tensor:
     return out
 
 
-def _warn_of_a_second_kl(config: Any, reads: frozenset[str]) -> None:
+def _warn(config: Any, reads: frozenset[str]) -> None:
+    """Of settings that are valid and probably not meant."""
     loss = config.distillation.distillation_loss
     if "teacher_logprobs" in reads and (not loss.use_task_rewards or loss.distillation_loss_coef != 0):
         warnings.warn(
             "verl's own distillation loss is added to the policy loss, beside the credit made from the teacher. Set "
             "distillation.distillation_loss.distillation_loss_coef=0 for the credit alone.",
-            stacklevel=2,
+            stacklevel=3,
+        )
+    if reads & _WITHIN and config.actor_rollout_ref.actor.policy_loss.loss_mode == "geo_mean":
+        warnings.warn(
+            "policy_loss.loss_mode=geo_mean averages the credit of a response's tokens before it is used: the process "
+            "signal moves no credit within a response.",
+            stacklevel=3,
         )
