@@ -1,5 +1,6 @@
 """Credit through verl's own dispatchers against plain loops: names, rows, padding, alignment, and what is missing."""
 
+import json
 import random
 import warnings
 from typing import Any
@@ -16,9 +17,9 @@ from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
 from on_verl.shaped import verl_batch
 from schemes import SCHEMES
-from stepcredit import InputError, StepCreditWarning
+from stepcredit import InputError, StepCreditError, StepCreditWarning
 from stepcredit.adapters.verl.arriving import bringing
-from stepcredit.adapters.verl.trainer import aligned, package_of
+from stepcredit.adapters.verl.bringing import aligned, missing_rollouts, package_of
 
 SEEDS = range(40)
 
@@ -122,6 +123,8 @@ def test_only_the_last_row_is_what_the_reward_manager_spoke_of() -> None:
     assert package_of(said, is_last=False) is None
     assert package_of({**said, "stepcredit": "the loop's own"}, is_last=False) == "the loop's own"
     assert package_of({}, is_last=True) is None
+    said = {"reward_extra_info": {"stepcredit": '{"format": 1.0, "correct": true}'}, "stepcredit": '{"steps": []}'}
+    assert json.loads(package_of(said, is_last=True)) == {"format": 1.0, "correct": True, "steps": []}
 
 
 @pytest.mark.parametrize(
@@ -160,3 +163,61 @@ def test_a_format_that_is_said_of_some_rollouts_only_is_refused() -> None:
     config = algorithm("grpo", w_format=1.0)
     with bringing(shaped.brought), pytest.raises(InputError, match="`format` must be returned by the reward function"):
         compute_advantage(shaped.data, config.adv_estimator, config=config)
+
+
+def test_a_process_signal_that_is_said_of_some_rollouts_only_is_refused() -> None:
+    _, shaped = verl_batch(8, split=False, padding=False)
+    first = {key: value for key, value in json.loads(shaped.brought.packages[0]).items() if key != "steps"}
+    shaped.brought.packages = [json.dumps(first), *shaped.brought.packages[1:]]
+    config = algorithm("pass", format_threshold=0.25)
+    with bringing(shaped.brought), pytest.raises(InputError, match=r"`process` must be returned .* \[\] for none"):
+        compute_advantage(shaped.data, config.adv_estimator, config=config)
+
+
+def test_a_rollout_that_could_not_be_graded_stops_the_run() -> None:
+    _, shaped = verl_batch(8, split=False, padding=False)
+    shaped.brought.packages = [*shaped.brought.packages[:-1], json.dumps({"failed": "OSError: no route"})]
+    config = algorithm("grpo")
+    with (
+        bringing(shaped.brought),
+        pytest.raises(StepCreditError, match=r"1 of \d+ rollouts could not.*OSError: no route"),
+    ):
+        compute_advantage(shaped.data, config.adv_estimator, config=config)
+
+
+@pytest.mark.parametrize("option", [{"norm_adv_by_std_in_grpo": False}, {"gamma": 0.9}, {"lam": 0.95}])
+def test_verls_own_options_that_nothing_reads_are_refused(option: dict[str, Any]) -> None:
+    _, shaped = verl_batch(8, split=False, padding=False)
+    config = OmegaConf.merge(algorithm("grpo"), option)
+    with bringing(shaped.brought), pytest.raises(InputError, match=rf"`algorithm.{next(iter(option))}` must be"):
+        compute_advantage(shaped.data, config.adv_estimator, config=config)
+
+
+def test_under_a_stock_trainer_the_dispatcher_fetches_what_the_trainer_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions of several rows, packages and a teacher's scores, from the transfer queue by the keys of the rows."""
+    import transfer_queue
+
+    plain, shaped = verl_batch(21)
+    brought, asked = shaped.brought, []
+
+    def kv_batch_get(keys: list[str], partition_id: str, select_fields: list[str]) -> dict[str, Any]:
+        asked.append((partition_id, tuple(select_fields)))
+        assert keys == shaped.keys
+        return {"extra_fields": [{"stepcredit": package} for package in brought.packages]}
+
+    monkeypatch.setattr(transfer_queue, "kv_batch_get", kv_batch_get)
+    config = algorithm("pass", format_threshold=0.25)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StepCreditWarning)
+        result = compute_advantage_for_multi_trajectories(shaped.data, shaped.keys, config.adv_estimator, config=config)
+    assert asked == [("train", ("extra_fields",))]
+    want = shaped.rows(SCHEMES["pass"][0](plain))
+    assert want.any()
+    assert close(result.batch["advantages"], want)
+
+
+def test_what_verl_dropped_is_counted() -> None:
+    whole = [(f"p{p}_{s}", 0) for p in range(3) for s in range(4)]
+    assert missing_rollouts([*whole, ("padfeed_0", 0), ("p0_3", 1)]) == 0
+    assert missing_rollouts(whole[:-3]) == 3
+    assert missing_rollouts([]) == 0

@@ -33,7 +33,24 @@ def test_verl_accepts_it(recipe: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["it's \\ {so}", "a\\'", "b\\", "", "true", "1e3", "a b", [1, "x"], None, 0.5, "/a/b.c", "pkg://a.b"]
+    "value",
+    [
+        "it's \\ {so}",
+        "a\\'",
+        "b\\",
+        "",
+        "true",
+        "1e3",
+        "a b",
+        "a${b}",
+        "/r\u00e9sum\u00e9",
+        {"a_b": 0.5},
+        [1, "x"],
+        None,
+        0.5,
+        "/a/b.c",
+        "pkg://a.b",
+    ],
 )
 def test_verl_reads_a_value_as_it_was(value: Any) -> None:
     assert composed(arguments({"algorithm.stepcredit.x": value})).algorithm.stepcredit.x == value

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from tensordict import TensorDict
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
 
-from stepcredit import InputError
 from stepcredit.runs.policies import load_policy
 
 TEXT = "a:3b:+5=8\n"
@@ -46,10 +46,7 @@ def managed(tokenizer: Any, score: Any, text: str = TEXT, estimator: str = "step
         },
     )
 
-    async def run() -> Any:
-        return await manager(config, tokenizer, score).run_single(data)
-
-    result = asyncio.run(run())
+    result = asyncio.run(run_single(manager, config, tokenizer, score, data))
     return result["reward_score"], result["reward_extra_info"], ids
 
 
@@ -116,6 +113,57 @@ class Halves:
         ({"score": 1.0, "process": []}, {"signal": {"type": "on_verl.test_rewards:Halves"}}, "got both"),
     ],
 )
-def test_what_the_manager_refuses(tokenizer: Any, answer: dict[str, Any], options: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        managed(tokenizer, lambda **_: dict(answer), **options)
+def test_what_the_manager_refuses_travels_to_the_controller(
+    tokenizer: Any, answer: dict[str, Any], options: Any, message: str
+) -> None:
+    """Raised here, verl would drop the rollout and train on the others."""
+    outcome, said, _ = managed(tokenizer, lambda **_: dict(answer), **options)
+    assert outcome != outcome  # nan
+    assert re.search(message, json.loads(said["stepcredit"])["failed"])
+
+
+def test_so_does_what_the_reward_function_raises(tokenizer: Any) -> None:
+    def score(**_: Any) -> float:
+        raise ZeroDivisionError("no steps")
+
+    _, said, _ = managed(tokenizer, score)
+    assert json.loads(said["stepcredit"])["failed"] == "ZeroDivisionError: no steps"
+
+
+@pytest.mark.parametrize("before", [1, 9])
+def test_the_last_row_of_several_is_read_without_the_others_padding(tokenizer: Any, before: int) -> None:
+    """verl pads the rows of a rollout to one width and cuts the attention mask where a single row's response begins."""
+    texts = ["3+4=7\n", "5=8\n"]
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
+    prompts = [[5] * before, [5, 6]]
+    pad = lambda ids: torch.nn.utils.rnn.pad_sequence([torch.tensor(x) for x in ids], batch_first=True)  # noqa: E731
+    whole = [prompt + row for prompt, row in zip(prompts, rows, strict=True)]
+    tensors = {
+        "prompts": pad(prompts), "responses": pad(rows), "attention_mask": pad([[1] * len(x) for x in whole]),
+        "input_ids": pad(whole),
+    }  # fmt: skip
+    others = {
+        "data_source": ["x"] * 2, "reward_model": [{"ground_truth": "8"}] * 2,
+        "prompt_len": [len(x) for x in prompts], "response_len": [len(x) for x in rows],
+    }  # fmt: skip
+    data = DataProto(
+        batch=TensorDict(tensors, batch_size=2),
+        non_tensor_batch={name: np.array(x, dtype=object) for name, x in others.items()},
+    )
+    seen = []
+
+    def score(solution_str: str, **_: Any) -> dict[str, Any]:
+        seen.append(solution_str)
+        return {"score": 1.0, "process": [(0, len(solution_str), 0.5)]}
+
+    config = OmegaConf.create({"algorithm": {"adv_estimator": "stepcredit_pass", "stepcredit": {}}})
+    manager = get_reward_manager_cls("stepcredit")
+    manager._class_initialized = False
+    said = asyncio.run(run_single(manager, config, tokenizer, score, data))["reward_extra_info"]
+    assert seen == [texts[1]]
+    assert json.loads(said["stepcredit"])["steps"] == [[0, 0, len(rows[1]), 0.5]]
+
+
+async def run_single(manager: Any, config: Any, tokenizer: Any, score: Any, data: Any) -> Any:
+    """Within a running loop, which the manager takes hold of as it is made."""
+    return await manager(config, tokenizer, score).run_single(data)

@@ -44,6 +44,28 @@ def test_a_scheme_that_reads_the_reference_brings_it_without_a_penalty() -> None
     assert overrides("demo-spro", trainer__beta=0.01)[f"{ACTOR}.kl_loss_coef"] == 0.01
 
 
+def test_dr_grpo_divides_by_the_limit_as_on_trl() -> None:
+    found = overrides("demo-grpo", trainer__loss_type="dr_grpo")
+    assert found[f"{ACTOR}.loss_agg_mode"] == "seq-mean-token-sum-norm"
+    assert found[f"{ACTOR}.loss_scale_factor"] == 100
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "want"),
+    [("constant", 20, 0), ("constant_with_warmup", 20, 20), ("constant_with_warmup", 0.1, 4), ("cosine", 0, 0)],
+)
+def test_warm_up_is_as_on_trl(schedule: str, warmup: float, want: int) -> None:
+    found = overrides("demo-grpo", trainer__lr_scheduler_type=schedule, trainer__warmup_steps=warmup)
+    assert found[f"{ACTOR}.optim.lr_warmup_steps"] == want
+
+
+def test_seeds_follow_the_runs() -> None:
+    found = overrides("demo-grpo", run__seed=7)
+    assert {name: x for name, x in found.items() if name.endswith("seed")} == {
+        "data.seed": 7, f"{ROLLOUT}.seed": 7, f"{ACTOR}.data_loader_seed": 7, f"{ACTOR}.fsdp_config.seed": 7,
+    }  # fmt: skip
+
+
 def test_a_teacher_brings_log_probabilities_and_no_loss_of_its_own() -> None:
     found = overrides("math-opd-pass", reads=frozenset({"teacher_logprobs"}))
     assert found["algorithm.stepcredit.signal.type"] == "opd"
@@ -70,15 +92,22 @@ def test_batches_are_counted_a_device_as_on_trl() -> None:
 def test_verls_own_table_wins() -> None:
     found = overrides("demo-grpo", verl__data__train_batch_size=5, verl__trainer__balance_batch=False)
     assert found["data.train_batch_size"] == 5
+    config = load_config("demo-grpo", {"run.engine": "verl", "verl.data.train_batch_size": 5})
+    assert prompts_a_step(config) == 5
     assert found["trainer.balance_batch"] is False
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"trainer__loss_type": "cispo"}, r"`trainer.loss_type` must be one of dapo, bnpo, grpo, dr_grpo on verl"),
+        ({"trainer__loss_type": "cispo"}, r"`trainer.loss_type` must be one of dapo, grpo, dr_grpo on verl"),
         ({"trainer__lr_scheduler_type": "linear"}, r"`trainer.lr_scheduler_type` must be one of constant"),
         ({"trainer__mask_truncated_completions": True}, r"must have a counterpart on verl.*under \[verl\]"),
+        ({"trainer__loss_type": "bnpo"}, r"`trainer.loss_type` must be one of dapo, grpo, dr_grpo on verl"),
+        ({"trainer__num_iterations": 2}, r"`trainer.num_iterations` must have a counterpart on verl"),
+        ({"trainer__num_generations": "8"}, r"`trainer.num_generations` must be int; got '8'"),
+        ({"policy__lora__r": 4}, r"`policy.lora` must not be given on verl"),
+        ({"policy__dtype": "bfloat16"}, r"`policy.dtype` must not be given on verl"),
         ({"credit__gspo_token": True}, r"`credit.gspo_token` must not be given on verl"),
         ({"reference__name": "tiny-arithmetic-teacher"}, r"`reference.name` must be the policy's on verl"),
     ],
@@ -112,7 +141,7 @@ def test_a_cluster_is_not_the_machine_that_starts_it(monkeypatch: pytest.MonkeyP
     [
         (True, "True"), (None, "null"), (3e-4, "0.0003"), (5, "5"), ("fsdp2", "fsdp2"), ("/a/b-c.d", "/a/b-c.d"),
         ("", "''"), ("true", "'true'"), ("1e3", "'1e3'"), ("it's \\ {so}\\", "'it\\'s \\ {so}\\\\'"),
-        (["a", 1], "[a,1]"),
+        (["a", 1], "[a,1]"), ("/runs/r\u00e9sum\u00e9", "'/runs/r\u00e9sum\u00e9'"), ("a${b}", "'a\\${b}'"),
     ],
 )  # fmt: skip
 def test_values_are_written_as_verls_command_line_reads_them(value: Any, text: str) -> None:

@@ -54,6 +54,9 @@ def evaluate_policy(config: RunConfig, store: RunStore, name: str, policy: str, 
         temperature=config.trainer.get("temperature", 1.0),
     )  # fmt: skip
     store.add_eval(name, result.summary(ks=(1,)))
+    del loaded
+    if on_gpu:
+        torch.cuda.empty_cache()  # what trains next may be another process
 
 
 def copy_weights(checkpoint: Path, target: Path) -> None:

@@ -87,6 +87,20 @@ def load_policy(
     return Policy((model if device is None else model.to(device)).eval(), tokenizer, name)
 
 
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
+    """A policy's tokenizer, without its weights; an adapter's own, or its base model's.
+
+    Raises:
+        InputError: There is no such policy, or it has no fast tokenizer with an end of sequence.
+    """
+    folder = _folder(name)
+    if folder is not None and (folder / _ADAPTER).is_file() and not _has_tokenizer(folder):
+        with reading("policy", name):
+            name = str(json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"])
+        folder = _folder(name)
+    return _load_tokenizer(name, folder, trust_remote_code)
+
+
 def source_of(name: str) -> str:
     """What loaders of Transformers know a model by: the folder of a built-in one, else the name itself."""
     folder = (BUILT_IN | BUILT_IN_PRMS).get(name)

@@ -21,6 +21,7 @@ class Brought:
         packages: What the reward manager said of each row (see `rewards.pack`); None: nothing. Shape: [rows].
         teacher_logprobs: The teacher's log-probability of every response token, nats. Shape: [rows, time].
         step: The trainer's step.
+        responses: Every row's response tokens, for the record. Shape: [rows][tokens].
         metrics: Filled with numbers to log while the credit is made.
     """
 
@@ -28,6 +29,7 @@ class Brought:
     packages: Sequence[str | None] | None = None
     teacher_logprobs: Tensor | None = None
     step: int | None = None
+    responses: Sequence[Sequence[int]] | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -59,6 +61,11 @@ def bringing(brought: Brought) -> Iterator[Brought]:
         _BROUGHT.reset(token)
 
 
+def is_brought() -> bool:
+    """Whether a trainer with credit is at work here."""
+    return _BROUGHT.get() is not None
+
+
 @dataclass(frozen=True, eq=False)
 class Arrived:
     """All that is at hand for one step; padded tensors are [rows, time].
@@ -67,13 +74,11 @@ class Arrived:
         tensors: verl's tensor columns by verl's names.
         others: Its other columns, one entry a row.
         brought: What the trainer adds; from a trainer that adds nothing, what is among the other columns.
-        from_trainer: Whether a trainer with credit is at work.
     """
 
     tensors: Mapping[str, Tensor]
     others: Mapping[str, Sequence[Any]]
     brought: Brought
-    from_trainer: bool
 
 
 def arrived(batch: Mapping[str, Tensor] | None, non_tensor_batch: Mapping[str, Any] | None) -> Arrived:
@@ -87,10 +92,11 @@ def arrived(batch: Mapping[str, Tensor] | None, non_tensor_batch: Mapping[str, A
     tensors = {} if batch is None else dict(batch.items())  # a TensorDict is no Mapping
     others = non_tensor_batch if non_tensor_batch is not None else {} if data is None else data.non_tensor_batch
     if brought is not None:
-        return Arrived(tensors, others, brought, True)
+        return Arrived(tensors, others, brought)
     packages = others.get("stepcredit")
-    named = None if packages is None else [str(package) for package in packages]
-    return Arrived(tensors, others, Brought(packages=named, teacher_logprobs=_teacher(tensors)), False)
+    named = None if packages is None else [None if one is None else str(one) for one in packages]
+    responses = tensors["responses"].tolist() if "responses" in tensors else None
+    return Arrived(tensors, others, Brought(packages=named, teacher_logprobs=_teacher(tensors), responses=responses))
 
 
 def _teacher(tensors: Mapping[str, Tensor]) -> Tensor | None:

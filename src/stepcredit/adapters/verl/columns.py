@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from stepcredit.adapters.verl.arriving import Arrived
+from stepcredit.adapters.verl.rewards import FAILED
 from stepcredit.adapters.verl.settings import Settings
 from stepcredit.batch import RolloutBatch
-from stepcredit.errors import InputError
+from stepcredit.errors import InputError, StepCreditError
 
 LOGPROBS = {"old_logprobs": "old_log_probs", "ref_logprobs": "ref_log_prob", "base_logprobs": "ref_log_prob"}
 
@@ -117,6 +118,9 @@ def _logprobs(name: str, arrived: Arrived) -> Tensor | None:
 def _said(arrived: Arrived, joined: Joined, settings: Settings) -> dict[str, Any]:
     """The fields that come from the reward workers' packages."""
     packages = [json.loads(text) if text else {} for text in arrived.brought.packages or ()]
+    failed = [package[FAILED] for package in packages if FAILED in package]
+    if failed:
+        raise StepCreditError(f"{len(failed)} of {len(packages)} rollouts could not be graded; the first: {failed[0]}")
     if not packages:
         return {}
     lasts = [packages[row] for row in joined.lasts.tolist()]
@@ -139,6 +143,12 @@ def _said(arrived: Arrived, joined: Joined, settings: Settings) -> dict[str, Any
     if extra:
         channels = [package.get("extra", {}) for package in lasts]
         fields["extra_rewards"] = {name: torch.tensor(_each(name, channels, live)) for name in extra}
+    said = ["steps" in package for package, counts in zip(lasts, live, strict=True) if counts]
+    if any(said) and not all(said):
+        raise InputError(
+            f"`process` must be returned by the reward function for every rollout, [] for none; got it for {sum(said)} "
+            f"of {len(said)}."
+        )
     if any("steps" in package for package in packages):
         fields |= _placed(packages, joined)
     return fields

@@ -79,15 +79,19 @@ def _record(
     folder.mkdir(parents=True, exist_ok=True)
     brought = columns.brought
     step = len(list(folder.glob("*.pt"))) + 1 if brought.step is None else brought.step
+    path = folder / f"{step:06d}.pt"
+    if path.exists():  # an asynchronous trainer computes advantages several times a step
+        path = folder / f"{step:06d}-{len(list(folder.glob(f'{step:06d}*.pt'))) + 1}.pt"
     content = {
         "estimator": {"type": settings.estimator.type, **asdict(settings.estimator)},
         "columns": {name: column.cpu() for name, column in columns.tensors.items()},
         "response_mask": response_mask.cpu(),
+        "responses": brought.responses,
         "uid": [str(uid) for uid in index],
         "sessions": None if brought.sessions is None else [list(session) for session in brought.sessions],
         "packages": None if brought.packages is None else list(brought.packages),
         "teacher_logprobs": brought.teacher_logprobs,
         "advantages": advantages.cpu(),
     }
-    with replacing(folder / f"{step:06d}.pt") as file:
+    with replacing(path) as file:
         torch.save(content, file)

@@ -49,8 +49,9 @@ class _Finder(MetaPathFinder):
 
         def executed(module: ModuleType) -> None:
             execute(module)
-            for action in self.actions.pop(name, ()):
+            for action in self.actions[name]:
                 action(module)
+            del self.actions[name]  # only now: after an error the next import is an error too
 
         spec.loader.exec_module = executed  # type: ignore[method-assign]
         return spec

@@ -33,7 +33,17 @@ def _dispatcher(module: ModuleType) -> None:
     from stepcredit.adapters.verl.arriving import seen
 
     module.compute_advantage = seen(module.compute_advantage)  # type: ignore[attr-defined]
-    REGISTERED["dispatcher"] = ["compute_advantage"]
+    REGISTERED["dispatcher"] = [*REGISTERED.get("dispatcher", []), "compute_advantage"]
+
+
+def _columns(module: ModuleType) -> None:
+    """The v1 trainers go through here; with this their estimators get what their trainers leave behind."""
+    from stepcredit.adapters.verl.bringing import with_columns
+
+    module.compute_advantage_for_multi_trajectories = with_columns(  # type: ignore[attr-defined]
+        module.compute_advantage_for_multi_trajectories
+    )
+    REGISTERED["dispatcher"] = [*REGISTERED.get("dispatcher", []), "compute_advantage_for_multi_trajectories"]
 
 
 def _trainers(module: ModuleType) -> None:
@@ -55,5 +65,6 @@ def _reward_manager(module: ModuleType) -> None:
 
 when_imported("verl.trainer.ppo.core_algos", _estimators)
 when_imported("verl.trainer.ppo.ray_trainer", _dispatcher)
+when_imported("verl.trainer.ppo.v1.utils", _columns)
 when_imported("verl.trainer.ppo.v1", _trainers)
 when_imported("verl.experimental.reward_loop.reward_manager", _reward_manager)

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stepcredit.adapters.verl.plugin import MODES, PREFIX
+from stepcredit.adapters.verl.plugin import PREFIX
 from stepcredit.adapters.verl.settings import Settings
 from stepcredit.errors import InputError
 
-_TRAINER = " or ".join(f"{PREFIX}_{mode}" for mode in MODES)
 LINES = {
     "rewards": "a reward function: reward.custom_reward_function.path",
     "old_logprobs": "nothing: verl always has them",
@@ -25,8 +24,6 @@ LINES = {
 }
 LINES["base_logprobs"] = LINES["ref_logprobs"]
 LINES["format_ok"] = LINES["format_rewards"]
-_BROUGHT = {"teacher_logprobs", "process_rewards", "format_rewards", "format_ok"}
-"""What the stock v1 trainer leaves behind."""
 
 
 @dataclass(frozen=True)
@@ -50,25 +47,22 @@ def needed(settings: Settings) -> list[str]:
 
 
 def lines_for(name: str) -> str:
-    """What brings a column, the trainer that carries it included."""
-    carrier = f"trainer.v1.trainer_mode={_TRAINER}, " if name in _BROUGHT else ""
-    return carrier + LINES.get(name, "nothing in verl")
+    """What brings a column."""
+    return LINES.get(name, "nothing in verl")
 
 
 def columns(config: Mapping[str, Any], settings: Settings) -> list[Column]:
     """Every column that the scheme reads, and whether a whole verl config brings it."""
     at: Any = config
-    modes = {f"{PREFIX}_{mode}" for mode in MODES}
-    carried = not at["trainer"]["use_v1"] or at["trainer"]["v1"]["trainer_mode"] in modes
     managed = at["reward"]["reward_manager"]["name"] == PREFIX
     function = at["reward"]["custom_reward_function"]["path"] is not None
     reference = bool(at["actor_rollout_ref"]["actor"]["use_kl_loss"])
-    teacher = bool(at["distillation"]["enabled"]) and carried
-    process = managed and carried and (function or settings.text_signal is not None)
+    teacher = bool(at["distillation"]["enabled"])
+    process = managed and (function or settings.text_signal is not None)
     arrives = {
         "rewards": True, "old_logprobs": True, "ref_logprobs": reference, "base_logprobs": reference,
         "teacher_logprobs": teacher, "process_rewards": process,
-        "format_rewards": managed and carried and function, "format_ok": managed and carried and function,
+        "format_rewards": managed and function, "format_ok": managed and function,
     }  # fmt: skip
     return [Column(name, arrives.get(name, False), lines_for(name)) for name in needed(settings)]
 

@@ -4,6 +4,7 @@ It runs in verl's reward workers, beside the sampling, and its registered name i
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -15,8 +16,11 @@ from stepcredit.errors import InputError
 from stepcredit.signals import Signal, are_token_values, project, token_offsets
 from stepcredit.tasks.segmentation import segment
 
+_LOGGER = logging.getLogger(__name__)
 KEY = "stepcredit"
 """Where the package travels: a key of ``reward_extra_info``, which verl carries along for every rollout."""
+FAILED = "failed"
+"""In a package: why there is no other. verl drops a rollout whose grading raised; this one reaches the controller."""
 _NUMBERS = {"format": float, "correct": bool}
 
 
@@ -45,6 +49,14 @@ def reward_manager(base: type) -> type:
             self.steps = "lines" if settings is None else settings.steps
 
         async def run_single(self, data: Any) -> dict[str, Any]:
+            try:
+                return await self._graded(_last_row(data))
+            except Exception as error:  # raised again on the controller: see FAILED
+                why = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+                _LOGGER.error("a rollout could not be graded: %s", why, exc_info=True)
+                return {"reward_score": float("nan"), "reward_extra_info": {KEY: json.dumps({FAILED: why})}}
+
+        async def _graded(self, data: Any) -> dict[str, Any]:
             result: dict[str, Any] = await super().run_single(data)
             said = result["reward_extra_info"]
             process, extra = said.pop("process", None), said.pop("extra", None)
@@ -57,11 +69,12 @@ def reward_manager(base: type) -> type:
             if extra is not None:
                 package["extra"] = {str(name): float(value) for name, value in dict(extra).items()}
             if process is not None or signal is not None:
-                ids = _response_ids(data[-1:][0])
+                item = data[0]
+                ids = _response_ids(item)
                 text = self._decoded(ids)
                 if signal is not None:
-                    item = data[-1:][0].non_tensor_batch
-                    process = await self.loop.run_in_executor(None, _scores, signal, item, text, self.steps)
+                    row = item.non_tensor_batch
+                    process = await self.loop.run_in_executor(None, _scores, signal, row, text, self.steps)
                 package["steps"] = token_steps(process, self.tokenizer, ids, text)
             said[KEY] = json.dumps(package)
             return result
@@ -107,6 +120,25 @@ def _scores(signal: Signal, item: Mapping[str, Any], text: str, steps: str) -> S
     if are_token_values(scores):
         raise InputError(f"`algorithm.stepcredit.signal.type` must score spans of text; {signal.name} scores tokens.")
     return scores[0]  # type: ignore[return-value]
+
+
+def _last_row(data: Any) -> Any:
+    """The last of a rollout's rows, alone and unpadded.
+
+    verl pads the rows of a rollout to one width and then takes the end of the attention mask for the response's, which
+    it is for a single row.
+    """
+    row = data[-1:]
+    if len(data) == 1 or "prompt_len" not in row.non_tensor_batch:
+        return row
+    prompt, response = (int(row.non_tensor_batch[name][0]) for name in ("prompt_len", "response_len"))
+    tensors = {
+        "prompts": row.batch["prompts"][:, :prompt],
+        "responses": row.batch["responses"][:, :response],
+        "attention_mask": row.batch["attention_mask"][:, : prompt + response],
+        "input_ids": row.batch["input_ids"][:, : prompt + response],
+    }
+    return type(data).from_single_dict({**tensors, **row.non_tensor_batch})
 
 
 def _response_ids(item: Any) -> list[int]:

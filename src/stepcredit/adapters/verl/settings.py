@@ -81,6 +81,12 @@ def read_settings(algorithm: Mapping[str, Any]) -> Settings:
             "`algorithm.use_kl_in_reward` must be False: the penalty would be standardized with the outcome; got True. "
             "Set actor_rollout_ref.actor.use_kl_loss=True for a KL in the loss."
         )
+    for key, default in (("norm_adv_by_std_in_grpo", True), ("gamma", 1.0), ("lam", 1.0)):
+        if algorithm.get(key, default) != default:
+            raise InputError(
+                f"`algorithm.{key}` must be {default}, verl's default, which {name} does not read; got "
+                f"{algorithm[key]}. The scheme's own options are under algorithm.stepcredit."
+            )
     own = {key: options.pop(key) for key in sorted(_OWN & options.keys()) if options[key] is not None}
     steps = own.get("steps", "lines")
     if steps not in SCHEMES or steps == "marker":

@@ -1,23 +1,19 @@
-"""verl's v1 trainers with the columns that its own never bring to an estimator."""
+"""verl's v1 trainers with credit: the config is checked before a model is loaded, and the credit is logged."""
 
 import warnings
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from stepcredit.adapters.verl.arriving import Brought, bringing, single
+from stepcredit.adapters.verl.arriving import bringing
+from stepcredit.adapters.verl.bringing import fetched
 from stepcredit.adapters.verl.plugin import PREFIX
 from stepcredit.adapters.verl.requirements import columns, refuse_missing
-from stepcredit.adapters.verl.rewards import KEY
 from stepcredit.adapters.verl.settings import is_ours, read_settings
 
 _WITHIN = {"process_rewards", "ref_logprobs", "teacher_logprobs"}  # what lets tokens of one response differ
 
 
 def credit_trainer(name: str, base: type) -> type:
-    """A trainer that fetches what its base leaves behind, and is its base in everything else.
+    """A trainer that refuses early and logs metrics of the credit, and is its base in everything else.
 
     Args:
         name: What it is registered as.
@@ -42,64 +38,14 @@ def credit_trainer(name: str, base: type) -> type:
         def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
             if not self._credits:
                 return super()._compute_advantage(batch, metrics)
-            with bringing(fetched(batch, self.global_steps, teacher=self.use_teacher_policy)) as brought:
+            settings = read_settings(self.config.algorithm)
+            with bringing(fetched(batch.keys, batch.partition_id, settings, step=self.global_steps)) as brought:
                 result = super()._compute_advantage(batch, metrics)
             metrics.update(brought.metrics)
             return result
 
     CreditTrainer.__name__ = CreditTrainer.__qualname__ = f"Credit{base.__name__}"
     return CreditTrainer
-
-
-def fetched(batch: Any, step: int, *, teacher: bool) -> Brought:
-    """What the transfer queue holds beside the columns that verl's trainer fetches itself.
-
-    Args:
-        batch: verl's ``KVBatchMeta``: the keys ``{prompt}_{session}_{row}`` of the rows, in their order.
-        step: The trainer's step.
-        teacher: Whether a teacher has scored the rows.
-    """
-    import transfer_queue
-
-    names = ["extra_fields", *(["teacher_logprobs", "prompts", "response_mask"] if teacher else [])]
-    data = transfer_queue.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
-    sessions = []
-    for key in batch.keys:
-        session, _, row = key.rpartition("_")
-        sessions.append((session, int(row)))
-    last = dict(sorted(sessions))
-    said = [getattr(entry, "data", entry) for entry in list(data["extra_fields"])]
-    packages = [
-        package_of(entry, is_last=last[session] == row) for entry, (session, row) in zip(said, sessions, strict=True)
-    ]
-    logprobs = None
-    if teacher:
-        rows = zip(*(data[name].unbind() for name in ("teacher_logprobs", "prompts", "response_mask")), strict=True)
-        logprobs = aligned([(scores, len(prompt), len(mask)) for scores, prompt, mask in rows])
-    return Brought(sessions, packages, logprobs, step)
-
-
-def package_of(extra_fields: Mapping[str, Any], *, is_last: bool) -> str | None:
-    """What is said of one row: by its agent loop, or of a rollout's last row by the reward manager.
-
-    verl copies the reward manager's answer, which is about the last row, to every row of a rollout.
-    """
-    own = extra_fields.get(KEY)
-    if own is None and is_last:
-        own = (extra_fields.get("reward_extra_info") or {}).get(KEY)
-    return None if own is None else str(own)
-
-
-def aligned(rows: Sequence[tuple[Tensor, int, int]]) -> Tensor:
-    """Teacher log-probabilities on response tokens, padded, from rows of ``(scores, prompt length, response length)``.
-
-    A row's entry t scores token t + 1 of prompt and response together.
-    """
-    width = max((length for _, _, length in rows), default=0)
-    out = torch.zeros(len(rows), width)
-    for i, (scores, prompt, length) in enumerate(rows):
-        out[i, :length] = single(scores)[prompt - 1 : prompt - 1 + length]
-    return out
 
 
 def _warn(config: Any, reads: frozenset[str]) -> None:

@@ -22,11 +22,12 @@ def composed(words: Sequence[str]) -> Any:
         raise MissingExtraError("verl", "verl", "train on verl") from None
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
     with initialize_config_dir(str(Path(verl.__file__).parent / "trainer" / "config"), version_base=None):
         try:
             return compose("ppo_trainer", list(words))
-        except HydraException as error:
+        except (HydraException, OmegaConfBaseException) as error:
             raise InputError(f"`verl` must hold settings of verl's config; {_line(error)}") from error
 
 

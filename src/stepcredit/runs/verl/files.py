@@ -6,18 +6,21 @@ from pathlib import Path
 from stepcredit.config.run import RunConfig
 from stepcredit.errors import InputError
 from stepcredit.runs.verl.overrides import prompts_a_step
-from stepcredit.runs.verl.tasks import LOOP, run_task
+from stepcredit.runs.verl.tasks import LOOP, run_protocol, run_task
 from stepcredit.tasks import Example
 
 _LOOP_CLASS = "stepcredit.runs.verl.loop.TaskLoop"
 
 
-def write_files(config: RunConfig, folder: Path) -> None:
+def write_files(config: RunConfig, folder: Path) -> int:
     """Writes ``verl/train.parquet``, ``verl/val.parquet`` and ``verl/loops.yaml`` into a run directory.
 
     Args:
         config: The run's; its ``config.toml`` is in the folder already.
         folder: The run directory, as an absolute path.
+
+    Returns:
+        The tokens of the longest prompt: verl drops what is longer than it was told, and says so in its log alone.
 
     Raises:
         InputError: Fewer problems than one step takes.
@@ -35,6 +38,8 @@ def write_files(config: RunConfig, folder: Path) -> None:
     _write(examples[:1], folder / "verl" / "val.parquet")  # verl opens it in any case; evaluation is the run's own
     loops = [{"name": LOOP, "_target_": _LOOP_CLASS, "config": str(folder / "config.toml")}]
     (folder / "verl" / "loops.yaml").write_text(json.dumps(loops), encoding="utf-8")  # JSON is YAML
+    protocol = run_protocol(str(folder / "config.toml"))
+    return max(len(protocol.prompt(example.prompt)) for example in examples)
 
 
 def _write(examples: list[Example], path: Path) -> None:

@@ -1,15 +1,19 @@
 """The agent loop that writes a task's rollouts, in one turn or with the task's environment between the turns."""
 
+import json
+import logging
 from typing import Any
 from uuid import uuid4
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 
-from stepcredit.errors import InputError
+from stepcredit.adapters.verl.rewards import FAILED, KEY
+from stepcredit.errors import InputError, StepCreditError
 from stepcredit.runs.conversing import Dialogue
-from stepcredit.runs.protocols import protocol_of
-from stepcredit.runs.verl.tasks import run_task
+from stepcredit.runs.verl.tasks import end_tokens, run_protocol
 from stepcredit.signals.offsets import policy_turns, token_offsets
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class TaskLoop(AgentLoopBase):  # type: ignore[misc]
@@ -24,16 +28,27 @@ class TaskLoop(AgentLoopBase):  # type: ignore[misc]
 
     def __init__(self, *args: Any, config: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.protocol = protocol_of(run_task(config), self.tokenizer)
-        if self.protocol.stops is not None:
-            raise InputError(
-                "`policy` must have a tokenizer in which </search> is one token, or a chat template, for a search "
-                "on verl: its servers stop at tokens."
-            )
-        self.ends = frozenset({self.tokenizer.eos_token_id})
+        self.run_config = config
+        self.ends = end_tokens(self.tokenizer, str(self.config.actor_rollout_ref.model.path))
 
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> AgentLoopOutput:
-        """One rollout of one row: ``raw_prompt``, and ``reward_model.ground_truth`` for the environment."""
+        """One rollout of one row: ``raw_prompt``, and ``reward_model.ground_truth`` for the environment.
+
+        verl drops a rollout that raises and trains on the others: what is raised here travels to the controller.
+        """
+        try:
+            return await self._written(sampling_params, row)
+        except Exception as error:
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            _LOGGER.error("a rollout could not be written: %s", why, exc_info=True)
+            end = [self.tokenizer.eos_token_id]
+            return AgentLoopOutput(
+                prompt_ids=end, response_ids=end, response_mask=[1], response_logprobs=[0.0], reward_score=0.0,
+                metrics=AgentLoopMetrics(), extra_fields={KEY: json.dumps({FAILED: why}), "reward_extra_info": {}},
+            )  # fmt: skip
+
+    async def _written(self, sampling_params: dict[str, Any], row: dict[str, Any]) -> AgentLoopOutput:
+        self.protocol = run_protocol(self.run_config)
         prompt_ids = self.protocol.prompt(str(row["raw_prompt"][-1]["content"]))
         limit, room = int(self.rollout_config.response_length), int(self.rollout_config.prompt_length)
         if len(prompt_ids) > room:
@@ -47,7 +62,14 @@ class TaskLoop(AgentLoopBase):  # type: ignore[misc]
             written = await self.server_manager.generate(
                 request_id=request, prompt_ids=dialogue.context, sampling_params=self._sampling(sampling_params, left)
             )
+            first = said.get("min_global_steps")
             said.update(written.extra_fields)
+            if first is not None:
+                said["min_global_steps"] = first  # the weights that began the rollout
+            if sampling_params.get("logprobs") and written.log_probs is None:
+                raise StepCreditError(
+                    "the rollout server gave no log-probabilities, which calculate_log_probs asks for."
+                )
             turn = list(written.token_ids)[:left]
             logprobs += (written.log_probs or [0.0] * len(turn))[: len(turn)]
             asks = bool(turn) and self.protocol.asks(turn)

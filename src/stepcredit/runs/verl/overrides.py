@@ -1,5 +1,6 @@
 """A run's settings in verl's words: overrides of its config, by their dotted names there."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,8 +13,10 @@ from stepcredit.runs.policies import source_of
 from stepcredit.runs.verl.tasks import LOOP
 
 Overrides = dict[str, Any]
+_NEVER = 1e6
+"""A bound of the ratio that none reaches: verl has one for negative advantages where TRL has none."""
 _PLAIN = re.compile(
-    r"(?!(?:true|false|null|inf|nan)$)[A-Za-z/_][\w/.:-]*", re.IGNORECASE
+    r"(?!(?:true|false|null|inf|nan)$)[A-Za-z/_][\w/.:-]*", re.ASCII | re.IGNORECASE
 )  # needs no quotes, and is text
 CHECKPOINTS = "verl/checkpoints"
 """Of verl's, in a run directory."""
@@ -23,28 +26,22 @@ _TRAINER: dict[str, tuple[Any, Callable[[Any], Overrides]]] = {  # GRPOConfig's 
     "learning_rate": (1e-6, lambda x: {f"{_ACTOR}.optim.lr": x}),
     "weight_decay": (0.0, lambda x: {f"{_ACTOR}.optim.weight_decay": x}),
     "max_grad_norm": (1.0, lambda x: {f"{_ACTOR}.optim.clip_grad": x}),
-    "warmup_steps": (0, lambda x: {f"{_ACTOR}.optim.lr_warmup_steps": x}),
     "num_generations": (8, lambda x: {f"{_ROLLOUT}.n": x}),
-    "num_iterations": (1, lambda x: {f"{_ACTOR}.ppo_epochs": x}),
     "max_completion_length": (256, lambda x: {"data.max_response_length": x}),
     "temperature": (1.0, lambda x: {f"{_ROLLOUT}.temperature": x}),
     "top_p": (1.0, lambda x: {f"{_ROLLOUT}.top_p": x}),
     "top_k": (0, lambda x: {f"{_ROLLOUT}.top_k": x or -1}),
+    "delta": (_NEVER, lambda x: {f"{_ACTOR}.clip_ratio_c": x or _NEVER}),
     "epsilon": (0.2, lambda x: {f"{_ACTOR}.clip_ratio": x, f"{_ACTOR}.clip_ratio_low": x}),
     "vllm_gpu_memory_utilization": (0.5, lambda x: {f"{_ROLLOUT}.gpu_memory_utilization": x}),
     "vllm_max_model_length": (None, lambda x: {f"{_ROLLOUT}.max_model_len": x}),
     "gradient_checkpointing": (True, lambda x: {"actor_rollout_ref.model.enable_gradient_checkpointing": x}),
 }
-_LOSSES = {
-    "dapo": "token-mean",
-    "bnpo": "token-mean",
-    "grpo": "seq-mean-token-mean",
-    "dr_grpo": "seq-mean-token-sum-norm",
-}
+_LOSSES = {"dapo": "token-mean", "grpo": "seq-mean-token-mean", "dr_grpo": "seq-mean-token-sum-norm"}
 _SCHEDULES = {"constant": "constant", "constant_with_warmup": "constant", "cosine": "cosine"}
-_OTHERS = {  # fields that are read below, or that say the same of any trainer
-    "per_device_train_batch_size", "gradient_accumulation_steps", "loss_type", "lr_scheduler_type", "epsilon_high",
-    "beta", "adam_beta1", "adam_beta2", "use_vllm", "vllm_mode", "bf16",
+_OTHERS = {  # fields that are read below, or that say nothing to verl: it always samples with a server of its own
+    "per_device_train_batch_size", "gradient_accumulation_steps", "loss_type", "lr_scheduler_type", "warmup_steps",
+    "epsilon_high", "beta", "adam_beta1", "adam_beta2", "use_vllm", "vllm_mode", "bf16",
 }  # fmt: skip
 
 
@@ -71,9 +68,18 @@ def verl_overrides(config: RunConfig, folder: Path, *, reads: frozenset[str]) ->
             )
     found: Overrides = {}
     for key, (default, words) in _TRAINER.items():
-        found |= words(trainer.get(key, default))
+        value = trainer.get(key, default)
+        if value is not None and default is not None and isinstance(value, str) != isinstance(default, str):
+            raise InputError(f"`trainer.{key}` must be {type(default).__name__}; got {value!r}.")
+        found |= words(value)
     found[f"{_ACTOR}.clip_ratio_high"] = trainer.get("epsilon_high") or trainer.get("epsilon", 0.2)
-    found |= _batches(config) | _loss(trainer, reads) | _optimizer(trainer) | _credit(config) | _models(config, reads)
+    found |= (
+        _batches(config)
+        | _loss(trainer, reads)
+        | _optimizer(trainer, config.run.steps)
+        | _credit(config)
+        | _models(config, reads)
+    )
     found |= _task(config, folder) | _run(config, folder)
     return found | flat(config.verl)
 
@@ -95,6 +101,11 @@ def arguments(overrides: Overrides) -> list[str]:
 def _word(value: Any) -> str:
     if value is None:
         return "null"
+    if isinstance(value, Mapping):
+        odd = [key for key in value if not _PLAIN.fullmatch(str(key))]
+        if odd:
+            raise InputError(f"`{odd[0]}` must be a word, as a name in a table on verl's command line; got {odd[0]!r}.")
+        return "{" + ",".join(f"{key}:{_word(x)}" for key, x in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(_word, value))}]"
     if isinstance(value, str):
@@ -102,7 +113,7 @@ def _word(value: Any) -> str:
             return value
         # Within quotes a backslash is itself, but before a quote it must be doubled.
         inside = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value)
-        return f"'{inside}'"
+        return "'" + inside.replace("${", "\\${") + "'"
     return str(value)
 
 
@@ -118,6 +129,9 @@ def prompts_a_step(config: RunConfig) -> int:
     Raises:
         InputError: The rollouts of a step are no whole number of groups.
     """
+    asked = flat(config.verl).get("data.train_batch_size")
+    if asked is not None:
+        return int(asked)
     trainer = config.trainer
     rollouts = int(trainer.get("per_device_train_batch_size", 8)) * int(trainer.get("gradient_accumulation_steps", 1))
     rollouts, group = rollouts * devices(config), int(trainer.get("num_generations", 8))
@@ -144,20 +158,26 @@ def _loss(trainer: Mapping[str, Any], reads: frozenset[str]) -> Overrides:
         raise InputError(f"`trainer.loss_type` must be one of {', '.join(_LOSSES)} on verl; got {loss!r}.")
     return {
         f"{_ACTOR}.loss_agg_mode": _LOSSES[loss],
+        f"{_ACTOR}.loss_scale_factor": trainer.get("max_completion_length", 256) if loss == "dr_grpo" else None,
         f"{_ACTOR}.use_kl_loss": beta > 0 or bool(reads & {"ref_logprobs", "base_logprobs"}),
         f"{_ACTOR}.kl_loss_coef": beta,
         f"{_ACTOR}.kl_loss_type": "low_var_kl",
     }
 
 
-def _optimizer(trainer: Mapping[str, Any]) -> Overrides:
+def _optimizer(trainer: Mapping[str, Any], steps: int) -> Overrides:
     schedule = trainer.get("lr_scheduler_type", "constant")
     if schedule not in _SCHEDULES:
         raise InputError(
             f"`trainer.lr_scheduler_type` must be one of {', '.join(_SCHEDULES)} on verl; got {schedule!r}."
         )
-    betas = [float(trainer.get("adam_beta1", 0.9)), float(trainer.get("adam_beta2", 0.999))]
-    return {f"{_ACTOR}.optim.lr_scheduler_type": _SCHEDULES[schedule], f"{_ACTOR}.optim.betas": betas}
+    warmup = float(trainer.get("warmup_steps", 0))
+    warmup = 0 if schedule == "constant" else math.ceil(warmup * steps) if warmup < 1 else warmup
+    return {
+        f"{_ACTOR}.optim.lr_scheduler_type": _SCHEDULES[schedule],
+        f"{_ACTOR}.optim.lr_warmup_steps": int(warmup),
+        f"{_ACTOR}.optim.betas": [float(trainer.get("adam_beta1", 0.9)), float(trainer.get("adam_beta2", 0.999))],
+    }
 
 
 def _credit(config: RunConfig) -> Overrides:
@@ -193,11 +213,9 @@ def _models(config: RunConfig, reads: frozenset[str]) -> Overrides:
         "actor_rollout_ref.model.trust_remote_code": config.policy.trust_remote_code,
     }
     if config.lora:
-        names = {"r": "lora_rank", "lora_alpha": "lora_alpha", "target_modules": "target_modules"}
-        for key, value in config.lora.items():
-            if key not in names:
-                raise InputError(f"`policy.lora.{key}` must have a counterpart on verl{hint(key, names)}")
-            found[f"actor_rollout_ref.model.{names[key]}"] = value
+        raise InputError("`policy.lora` must not be given on verl: its checkpoints of adapters are not read here.")
+    if config.policy.dtype is not None:
+        raise InputError("`policy.dtype` must not be given on verl; set actor.fsdp_config.model_dtype under [verl].")
     for role in ("reference", "base"):
         model = config.models.get(role)
         if model is not None and (model.url is not None or source_of(model.name) != policy):
@@ -221,6 +239,9 @@ def _task(config: RunConfig, folder: Path) -> Overrides:
         "data.train_files": str(folder / "verl" / "train.parquet"),
         "data.val_files": str(folder / "verl" / "val.parquet"),
         "data.seed": config.run.seed,
+        f"{_ROLLOUT}.seed": config.run.seed,
+        f"{_ACTOR}.data_loader_seed": config.run.seed,
+        f"{_ACTOR}.fsdp_config.seed": config.run.seed,
         "data.filter_overlong_prompts": False,
         f"{_ROLLOUT}.agent.agent_loop_config_path": str(folder / "verl" / "loops.yaml"),
         f"{_ROLLOUT}.agent.default_agent_loop": LOOP,
@@ -254,5 +275,4 @@ def _run(config: RunConfig, folder: Path) -> Overrides:
         f"{_ROLLOUT}.tensor_model_parallel_size": 1,
         f"{_ROLLOUT}.calculate_log_probs": True,
         "critic.enable": False,
-        "data.max_prompt_length": 2048,
     }

@@ -1,8 +1,10 @@
 """A training run on verl from its config to its last number: verl trains in a process of its own, watched."""
 
+import ctypes
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +20,7 @@ from stepcredit.adapters.verl_cpu import SWITCH
 from stepcredit.adapters.verl_cpu.overrides import cpu_overrides
 from stepcredit.config import build_estimator, build_signal, dump_config
 from stepcredit.config.run import TASK_STEPS, RunConfig, run_config, typed
-from stepcredit.errors import StepCreditError
+from stepcredit.errors import InputError, StepCreditError
 from stepcredit.runs.ending import Say, copy_weights, evaluate_policy, summary
 from stepcredit.runs.store import RunStore
 from stepcredit.runs.verl.composing import composed, validate
@@ -26,6 +28,8 @@ from stepcredit.runs.verl.files import write_files
 from stepcredit.runs.verl.overrides import CHECKPOINTS, Overrides, arguments, devices, flat, verl_overrides
 from stepcredit.signals import TensorSignal
 
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+_TRAINER = ("-m", "verl.trainer.main_ppo")
 _LOG, _METRICS = "verl.log", "metrics.jsonl"  # in the run's folder `verl`
 _SHOWN = {"critic/score/mean": "reward", "response_length/mean": "length", "actor/entropy": "entropy"}
 
@@ -57,14 +61,14 @@ def on_cpu(config: RunConfig) -> bool:
 
 
 def dry_run(config: RunConfig, folder: Path) -> str:
-    """The command that would train, an argument a line.
+    """The command that a run would start, an argument a line; the files that it names are the run's to write.
 
     Raises:
         InputError: What `start` would refuse before anything is on disk.
     """
-    return " \\\n  ".join(
-        ["python -m verl.trainer.main_ppo", *map(shlex.quote, arguments(resolved(config, folder.absolute())))]
-    )
+    words = map(shlex.quote, arguments(resolved(config, folder.absolute())))
+    command = [f"{SWITCH}=1 python" if on_cpu(config) else "python", *_TRAINER]
+    return " \\\n  ".join([" ".join(command), *words])
 
 
 def start(config: RunConfig, folder: str | Path, *, say: Say = lambda _: None) -> dict[str, Any]:
@@ -80,7 +84,7 @@ def start(config: RunConfig, folder: str | Path, *, say: Say = lambda _: None) -
     folder = Path(folder).absolute()
     overrides = resolved(config, folder)  # refuses before anything is on disk
     with RunStore.create(folder, dump_config(config)) as store:
-        write_files(config, folder)
+        overrides = _for_prompts(overrides, write_files(config, folder))
         return _go_on(config, overrides, store, folder, say)
 
 
@@ -94,6 +98,9 @@ def resume(folder: str | Path, *, say: Say = lambda _: None) -> dict[str, Any]:
     config = run_config(folder)
     overrides = resolved(config, folder)
     with RunStore.resume(folder) as store:
+        for line in store.dropped:
+            say(f"dropped: {line}")
+        overrides = _for_prompts(overrides, write_files(config, folder))
         return _go_on(config, overrides, store, folder, say)
 
 
@@ -101,30 +108,39 @@ def _go_on(config: RunConfig, overrides: Overrides, store: RunStore, folder: Pat
     if config.evaluation.before:
         evaluate_policy(config, store, "start", config.policy.name, say)
     if store.index["step"] < config.run.steps:
-        overrides = {**overrides, "trainer.resume_mode": "auto"}
-        _train(overrides, store, folder, say, cpu=on_cpu(config))
-        last = _checkpoint(folder, config.run.steps)
-        store.save_policy(lambda target: copy_weights(last / "actor" / "huggingface", target))
+        _train({**overrides, "trainer.resume_mode": "auto"}, store, folder, say, cpu=on_cpu(config))
+    last = _checkpoint(folder, config.run.steps)
+    store.save_policy(lambda target: copy_weights(last / "actor" / "huggingface", target))
     evaluate_policy(config, store, "end", str(folder / "policy"), say)
     store.finish(config.run.steps)
     return summary(folder)
 
 
+def _for_prompts(overrides: Overrides, longest: int) -> Overrides:
+    """With room for the longest prompt, where the config says nothing of it."""
+    name = "data.max_prompt_length"
+    if overrides.get(name) is None:
+        return {**overrides, name: longest}
+    if overrides[name] < longest:
+        raise InputError(f"`verl.{name}` must hold the longest prompt, {longest} tokens; got {overrides[name]}.")
+    return overrides
+
+
 def _train(overrides: Overrides, store: RunStore, folder: Path, say: Say, *, cpu: bool) -> None:
     """Runs verl's trainer and takes its metrics as they come."""
     metrics, log = folder / "verl" / _METRICS, folder / "verl" / _LOG
+    _take(metrics, 0, store, say, folder, saved_only=True)  # what a kill kept from being committed
     metrics.unlink(missing_ok=True)
     with _ray_folder() as temporary:
         if cpu:
             overrides = {**overrides, "ray_kwargs.ray_init._temp_dir": temporary}
-        command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments(overrides)]
+        command = [sys.executable, *_TRAINER, *arguments(overrides)]
         (folder / "verl" / "command.txt").write_text("\n".join(command) + "\n", encoding="utf-8")
         with log.open("ab") as output, _process(command, folder, metrics, output, cpu) as process:
             taken = 0
             while True:
                 ended = process.poll() is not None
-                taken = _take(metrics, taken, store, say)
-                _commit(store, folder)
+                taken = _take(metrics, taken, store, say, folder)
                 if ended:
                     break
                 time.sleep(1)
@@ -142,8 +158,9 @@ def _process(
         environment |= {SWITCH: "1", "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
         environment.setdefault("RAY_AUTH_MODE", "disabled")
     process = subprocess.Popen(  # noqa: S603 - our own command
-        command, env=environment, cwd=folder / "verl", stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-    )
+        command, env=environment, cwd=folder / "verl", stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        preexec_fn=_end_with_parent,
+    )  # fmt: skip
     try:
         yield process
     finally:
@@ -156,6 +173,12 @@ def _process(
                 process.wait()
 
 
+def _end_with_parent() -> None:
+    """Runs in the trainer's process: a kill of this one, however it came, ends that one too (on Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 @contextmanager
 def _ray_folder() -> Iterator[str]:
     """A short path: those of Ray's sockets may have 107 characters."""
@@ -163,27 +186,28 @@ def _ray_folder() -> Iterator[str]:
         yield folder
 
 
-def _take(path: Path, taken: int, store: RunStore, say: Say) -> int:
-    """Stores the metrics that have come since, a row a step."""
+def _take(path: Path, taken: int, store: RunStore, say: Say, folder: Path, *, saved_only: bool = False) -> int:
+    """Stores the metrics that have come since, a row a step; those up to a checkpoint of verl's for good.
+
+    verl writes a step's checkpoint before its row, so that each row can be committed as it is read.
+    """
     if not path.is_file():
         return taken
+    tracker = folder / CHECKPOINTS / "latest_checkpointed_iteration.txt"
+    saved = int(tracker.read_text()) if tracker.is_file() else 0
     lines = path.read_bytes().split(b"\n")[:-1]  # the last one may not be whole
     for line in lines[taken:]:
         row = json.loads(line)
+        step = int(row["step"])
+        if step <= store.index["step"] or (saved_only and step > saved):
+            continue
         numbers = {name: float(x) for name, x in row["data"].items() if isinstance(x, (int, float))}
-        store.add_metrics(int(row["step"]), numbers)
+        store.add_metrics(step, numbers)
+        if step <= saved:
+            store.commit(step, None)
         shown = [f"{word} {numbers[name]:.4g}" for name, word in _SHOWN.items() if name in numbers]
-        say(f"step {row['step']}: {', '.join(shown)}")
+        say(f"step {step}: {', '.join(shown)}")
     return len(lines)
-
-
-def _commit(store: RunStore, folder: Path) -> None:
-    """Makes the metrics up to verl's last whole checkpoint part of the run for good."""
-    tracker = folder / CHECKPOINTS / "latest_checkpointed_iteration.txt"
-    step = int(tracker.read_text()) if tracker.is_file() else 0
-    rows = store.metrics()
-    if rows and store.index["step"] < step == rows[-1]["step"]:
-        store.commit(int(step), None)
 
 
 def _checkpoint(folder: Path, steps: int) -> Path:
