@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ pytest.importorskip("verl.trainer", reason="verl is not installed: nothing can r
 
 from stepcredit import OPD, RolloutBatch
 from stepcredit.config import build_estimator
+from stepcredit.runs.policies import load_policy
 from stepcredit.runs.store import RunStore
-from stepcredit.runs.verl.overrides import flat
 from verl_launching import main_ppo
 
 SMALL = {
@@ -61,6 +62,18 @@ def again(step: dict[str, Any], *, opd: bool = False) -> torch.Tensor:
     return estimator(OPD()(batch) if opd else batch).advantages
 
 
+def tokens_with_scores(step: dict[str, Any]) -> Iterator[tuple[str, list[tuple[int, int, float | None]]]]:
+    """Of every rollout its text, and the characters and the score of each token that wrote some."""
+    tokenizer = load_policy("tiny-arithmetic").tokenizer
+    for ids, package, mask in zip(step["responses"], step["packages"], step["response_mask"].tolist(), strict=True):
+        ids = ids[: sum(mask)]
+        scores = {t: score for _, first, end, score in json.loads(package)["steps"] for t in range(first, end)}
+        ends = [len(tokenizer.decode(ids[: t + 1], skip_special_tokens=True)) for t in range(len(ids))]
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        placed = zip([0, *ends[:-1]], ends, range(len(ids)), strict=True)
+        yield text, [(start, end, scores.get(t)) for start, end, t in placed if end > start]
+
+
 def assert_credit_arrived(store: RunStore, steps: list[dict[str, Any]], *, varied: bool, opd: bool = False) -> None:
     rows = store.metrics()
     assert [row["step"] for row in rows] == [1, 2]
@@ -89,7 +102,15 @@ def test_pass_with_a_step_signal_and_its_evaluation(tmp_path: Path) -> None:
     store, steps = train(tmp_path / "run", "demo-pass", **SUMS, **{"evaluation.problems": 8})
     assert_credit_arrived(store, steps, varied=True)
     assert set(store.evals()) == {"start", "end"}
-    assert any(package != "{}" for package in steps[0]["packages"])
+    right = 0
+    for step in steps:
+        for (text, tokens), package in zip(tokens_with_scores(step), step["packages"], strict=True):
+            lines = [{score for start, _, score in tokens if text[:start].count("\n") == line} for line in range(9)]
+            assert all(scores <= {0.0} or scores <= {1.0} for scores in lines)  # a line is a step
+            if json.loads(package)["correct"] and text.count("\n") == 3:  # two sums and the answer, none repeated
+                assert lines[:3] == [{1.0}] * 3
+                right += 1
+    assert right > 5
 
 
 def test_spro_with_a_reference_on_two_ranks(tmp_path: Path) -> None:
@@ -140,14 +161,13 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
 
 @pytest.mark.parametrize("v1", [True, False])
 def test_an_ordinary_config_with_a_reward_function_of_ones_own(tmp_path: Path, v1: bool) -> None:
-    """verl's own agent loop, v1 and legacy trainer; what changes is the estimator, the manager and the trainer."""
+    """verl's own agent loop and trainers, v1 and legacy; what changes is the estimator and the reward manager."""
     (tmp_path / "rewards.py").write_text(USERS)
     record = tmp_path / "record"
     metrics = main_ppo(
         tmp_path / "run", "algorithm.adv_estimator=stepcredit_pass", "+algorithm.stepcredit.k=0.7",
         f"+algorithm.stepcredit.record={record}", "reward.reward_manager.name=stepcredit",
         f"reward.custom_reward_function.path={tmp_path}/rewards.py", f"trainer.use_v1={v1}",
-        *(["trainer.v1.trainer_mode=stepcredit_sync"] if v1 else []),
     )  # fmt: skip
     steps = [torch.load(path) for path in sorted(record.glob("*.pt"))]
     assert len(steps) == len(metrics) == 2
@@ -159,11 +179,27 @@ def test_an_ordinary_config_with_a_reward_function_of_ones_own(tmp_path: Path, v
         assert ((outcomes != 0).sum(1) <= 1).all()  # the outcome alone
         assert row["critic/score/mean"] == pytest.approx(float(outcomes.sum(1).mean()), rel=1e-5)
         assert any(len(set(a[on].tolist())) > 1 for a, on in zip(step["advantages"], mask, strict=True))
+        for text, tokens in tokens_with_scores(step):
+            for start, end, score in tokens:
+                if start // 4 == (end - 1) // 4:  # the token lies in one of the function's steps
+                    chunk = text[start // 4 * 4 : start // 4 * 4 + 4]
+                    assert score == pytest.approx(sum(c.isdigit() for c in chunk) / len(chunk))
+
+
+def test_a_reward_function_that_fails_stops_the_run_and_says_why(tmp_path: Path) -> None:
+    """verl by itself drops such rollouts, trains on the others and ends well."""
+    failing = "def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n    return 1 / 0\n"
+    (tmp_path / "rewards.py").write_text(failing)
+    with pytest.raises(RuntimeError, match=r"16 of 16 rollouts could not be graded; the first: ZeroDivisionError"):
+        main_ppo(
+            tmp_path / "run", "algorithm.adv_estimator=stepcredit_grpo", "reward.reward_manager.name=stepcredit",
+            f"reward.custom_reward_function.path={tmp_path}/rewards.py",
+        )  # fmt: skip
 
 
 def test_the_dry_runs_command_says_what_the_run_would_do() -> None:
     command = [sys.executable, "-m", "stepcredit", "train", "demo-pass", "--engine", "verl", "--dry-run"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("STEPCREDIT_VERL_CPU=1 python -m verl.trainer.main_ppo")
     assert "++algorithm.adv_estimator=stepcredit_pass" in ran.stdout
-    assert flat({"a": {"b": 1}, "c": 2}) == {"a.b": 1, "c": 2}
