@@ -6,4 +6,5 @@ collect_ignore = [] if find_spec("verl") else [
     "src/stepcredit/adapters/verl_cpu/platform.py",
     "src/stepcredit/adapters/verl_cpu/rollout.py",
     "src/stepcredit/runs/verl/loop.py",
+    "tests/on_verl/shaped.py",
 ]  # fmt: skip
