@@ -45,7 +45,7 @@ def credit_metrics(
     layout, rows = batch.layout, batch.layout.rows
     live = layout.live
     lengths = rows.offsets.diff().double()
-    totals = _Totals(process_group, layout.tokens.device)
+    totals = _Totals(process_group, layout.device)
     totals.add("length", lengths)
     right: Tensor | None = None
     if batch.rewards is not None or batch.correct is not None:

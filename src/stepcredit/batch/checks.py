@@ -18,6 +18,8 @@ LARGEST = 1e150
 def as_tensor(name: str, value: Any, kind: str, device: torch.device | None) -> Tensor:
     """The value as a detached tensor of its kind ("bool", "int", "float"); integer and bool rewards become float32.
 
+    Integers become int64, except step ids in int32: they are as many as tokens, and nothing is gained by widening.
+
     Raises:
         InputError: It is no tensor-like value, of another kind, or on another device.
     """
@@ -38,7 +40,7 @@ def as_tensor(name: str, value: Any, kind: str, device: torch.device | None) -> 
     if device is not None and x.device != device:
         raise InputError(f"`{name}` must be on the device of `response_mask`, {device}; got {x.device}.")
     if kind == "int":
-        return x.long()
+        return x if x.dtype == torch.int32 and name == "step_ids" else x.long()
     return x.float() if kind == "float" and not x.is_floating_point() else x
 
 

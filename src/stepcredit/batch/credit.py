@@ -29,7 +29,8 @@ class Credit:
     def terms(self) -> dict[str, Tensor]:
         """What each stream of reward contributes: name -> tensor like `advantages`, summing to it.
 
-        Computed on the call, and paid for only then. With a process group it is a collective: all ranks call it.
+        Computed on the call, and paid for only then, from the batch's tensors: write to them afterward. With a process
+        group it is a collective: all ranks call it.
         """
         return dict(self._terms())
 

@@ -1,11 +1,14 @@
 """Compaction: from padded or packed token axes to the response tokens that count, and back."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from stepcredit.errors import InputError
+from stepcredit.ops import kernels
+from stepcredit.ops.kernels.rows import Rows
 from stepcredit.ops.segments import Segments
 
 
@@ -17,31 +20,64 @@ class Layout:
     rollouts) is never read, so nothing there can leak.
 
     Attributes:
-        shape: The shape of a token tensor: [batch, time] padded, [tokens] packed.
-        tokens: int64 [N], each response token's index into a flattened token tensor.
-        live: int64 [R], the rows of the batch that count: not masked out, and with a response token.
-        rows: Cuts the N tokens into the R live rollouts.
+        response_mask: bool, a token tensor of the batch: [batch, time] padded, [tokens] packed.
+        row_mask: bool [batch], or None.
+        cu_seqlens: int64 [batch + 1] in the packed layout, else None.
     """
 
-    shape: torch.Size
-    tokens: Tensor
-    live: Tensor
-    rows: Segments
+    response_mask: Tensor
+    row_mask: Tensor | None
+    cu_seqlens: Tensor | None
 
-    @classmethod
-    def of(cls, response_mask: Tensor, row_mask: Tensor | None, cu_seqlens: Tensor | None) -> "Layout":
-        """Finds the response tokens; the arguments are the `RolloutBatch` fields of the same names."""
-        if cu_seqlens is None:
-            counted = response_mask if row_mask is None else response_mask & row_mask[:, None]
-            lengths = counted.sum(1)
-        else:
-            sequences = torch.arange(cu_seqlens.numel() - 1, device=cu_seqlens.device)
-            row = sequences.repeat_interleave(cu_seqlens.diff())
-            counted = response_mask if row_mask is None else response_mask & row_mask[row]
-            lengths = torch.bincount(row[counted], minlength=sequences.numel())
-        live = lengths.nonzero().squeeze(1)
-        tokens = counted.flatten().nonzero().squeeze(1)
-        return cls(response_mask.shape, tokens, live, Segments.from_lengths(lengths[live]))
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of a token tensor: [batch, time] padded, [tokens] packed."""
+        return self.response_mask.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batch's tensors are."""
+        return self.response_mask.device
+
+    @cached_property
+    def in_place(self) -> Rows:
+        """The rows as kernels read them; only where `stepcredit.ops.kernels.refusal` has nothing to say."""
+        return Rows.of(self.response_mask, self.row_mask, self.cu_seqlens)
+
+    @cached_property
+    def counted(self) -> Tensor:
+        """bool, a token tensor: the response tokens of the rows that are not masked out."""
+        if self.row_mask is None:
+            return self.response_mask
+        if self.cu_seqlens is None:
+            return self.response_mask & self.row_mask[:, None]
+        return self.response_mask & self.row_mask.repeat_interleave(self.cu_seqlens.diff())
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """int64 [batch], the response tokens of each row; 0 for one that is masked out."""
+        if kernels.refusal(self.response_mask.numel(), self.device) is None:
+            return torch.from_numpy(self.in_place.length)
+        if self.cu_seqlens is None:
+            return self.counted.sum(1)
+        sequences = torch.arange(self.cu_seqlens.numel() - 1, device=self.device)
+        row = sequences.repeat_interleave(self.cu_seqlens.diff())
+        return torch.bincount(row[self.counted], minlength=sequences.numel())
+
+    @cached_property
+    def live(self) -> Tensor:
+        """int64 [R], the rows of the batch that count: not masked out, and with a response token."""
+        return self.lengths.nonzero().squeeze(1)
+
+    @cached_property
+    def rows(self) -> Segments:
+        """Cuts the N tokens into the R live rollouts."""
+        return Segments.from_lengths(self.lengths[self.live])
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """int64 [N], each response token's index into a flattened token tensor."""
+        return self.counted.flatten().nonzero().squeeze(1)
 
     def pack(self, x: Tensor) -> Tensor:
         """A token tensor (``shape``) -> its response tokens [N]."""
@@ -49,7 +85,7 @@ class Layout:
 
     def empty(self, dtype: torch.dtype) -> Tensor:
         """An uninitialized token tensor."""
-        return torch.empty(self.shape, dtype=dtype, device=self.tokens.device)
+        return torch.empty(self.shape, dtype=dtype, device=self.device)
 
     def check_out(self, out: Tensor, dtype: torch.dtype) -> Tensor:
         """The tensor itself, if credit can be written to it.
@@ -57,7 +93,7 @@ class Layout:
         Raises:
             InputError: It is no tensor, of another shape, dtype or device, not contiguous, or part of a graph.
         """
-        device = self.tokens.device
+        device = self.device
         rule = f"`out` must be a contiguous {dtype} tensor of shape {list(self.shape)} on {device}, without grad"
         if not isinstance(out, Tensor):
             raise InputError(f"{rule}; got {type(out).__name__}.")
@@ -66,6 +102,22 @@ class Layout:
             found = f"{out.dtype} of shape {list(out.shape)}, strides {list(out.stride())}, on {out.device}"
             raise InputError(f"{rule}; got {found}{', requires_grad' if out.requires_grad else ''}.")
         return out
+
+    def by_row(self, values: Tensor) -> Tensor:
+        """[R] -> [batch]: 0 for the rows that do not count."""
+        return values.new_zeros(self.lengths.numel()).index_copy_(0, self.live, values)
+
+    def spread(self, values: Tensor, *, out: Tensor) -> Tensor:
+        """[R] -> a token tensor: each rollout's number on its response tokens, 0 elsewhere; ``out``, returned."""
+        by_row = self.by_row(values.to(out.dtype))
+        if kernels.refusal(out.numel(), self.device) is None:
+            self.in_place.spread(by_row, out)
+            return out
+        if self.cu_seqlens is None:
+            by_token = by_row[:, None]
+        else:
+            by_token = by_row.repeat_interleave(self.cu_seqlens.diff(), output_size=out.numel())
+        return torch.where(self.counted, by_token, by_row.new_zeros(()), out=out)
 
     def unpack(self, packed: Tensor, *, fill: float, out: Tensor) -> Tensor:
         """[N] -> a token tensor (``shape``) that holds ``fill`` everywhere else: ``out``, which is returned."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from stepcredit.batch import checks
 from stepcredit.batch.layout import Layout, Steps
 from stepcredit.batch.ragged import list_tensor, mask_rows, pad_lists
+from stepcredit.batch.values import check_values
 from stepcredit.errors import InputError
 
 ROW_FIELDS = {"rewards": "float", "format_rewards": "float", "format_ok": "bool", "correct": "bool", "row_mask": "bool"}
@@ -182,8 +183,34 @@ class RolloutBatch:
         checks.check_names(fields, cls.__dataclass_fields__)
         return cls(**fields, cu_seqlens=cu_seqlens)
 
+    @classmethod
+    def trusted(
+        cls, response_mask: Tensor, group_ids: Tensor, rewards: Tensor | None = None, **fields: Any
+    ) -> "RolloutBatch":
+        """The batch of fields whose values the caller has checked, or has from a batch that did.
+
+        Names, kinds, shapes, devices and ``cu_seqlens`` are still held to their rules; no other value is read. What the
+        constructor would refuse gives credit that means nothing. `replace` checks the values of what it makes.
+
+        The arguments are the constructor's, ``cu_seqlens`` for the packed layout.
+
+        Raises:
+            InputError: A name is no field, or a field has the wrong kind, shape or device.
+        """
+        given = {"response_mask": response_mask, "group_ids": group_ids, "rewards": rewards, **fields}
+        checks.check_names(given, cls.__dataclass_fields__)
+        batch = object.__new__(cls)
+        for name in cls.__dataclass_fields__:
+            object.__setattr__(batch, name, given.get(name))
+        batch._check_forms()
+        return batch
+
     def __post_init__(self) -> None:
         """Converts and checks every field, once."""
+        self._check_forms()
+        check_values(self)
+
+    def _check_forms(self) -> None:
         mask = self._set("response_mask", "bool", None)
         groups = self._set("group_ids", "int", mask.device)
         if self.cu_seqlens is None:
@@ -207,36 +234,16 @@ class RolloutBatch:
                 extra[name] = checks.as_tensor(f"extra_rewards[{name!r}]", x, "float", mask.device)
                 checks.check_shape(f"extra_rewards[{name!r}]", extra[name], batch, "[batch]")
             object.__setattr__(self, "extra_rewards", extra)
-        self._check_values()
 
     def _set(self, name: str, kind: str, device: torch.device | None) -> Tensor:
         x = checks.as_tensor(name, getattr(self, name), kind, device)
         object.__setattr__(self, name, x)
         return x
 
-    def _check_values(self) -> None:
-        layout = self.layout
-        extra = {f"extra_rewards[{name!r}]": x for name, x in (self.extra_rewards or {}).items()}
-        channels = {"rewards": self.rewards, "format_rewards": self.format_rewards, **extra}
-        for name, x in channels.items():
-            if x is not None:
-                checks.check_rows(name, x, layout.live)
-        checks.check_format(self.format_rewards, self.format_ok, layout.live)
-        if self.step_ids is not None:
-            checks.check_steps(layout.pack(self.step_ids), self.covered, layout)
-        if self.process_rewards is not None:
-            checks.check_tokens("process_rewards", self.process_rewards, layout, self.covered)
-            if self.step_ids is not None:
-                checks.check_constant_in_steps(layout.pack(self.process_rewards), self.steps, layout)
-        for name in ("old_logprobs", "ref_logprobs", "teacher_logprobs", "base_logprobs"):
-            x = getattr(self, name)
-            if x is not None:
-                checks.check_tokens(name, x, layout)
-
     @cached_property
     def layout(self) -> Layout:
         """Where the response tokens that count stand."""
-        return Layout.of(self.response_mask, self.row_mask, self.cu_seqlens)
+        return Layout(self.response_mask, self.row_mask, self.cu_seqlens)
 
     @cached_property
     def covered(self) -> Tensor:

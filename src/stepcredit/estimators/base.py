@@ -1,19 +1,25 @@
 """The estimator interface: frozen options, a call on a batch, and what a scheme has to say to take part."""
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from stepcredit.batch import Credit, RolloutBatch
+from stepcredit.batch.layout import Layout
 from stepcredit.errors import InputError
 from stepcredit.estimators.compacted import Compacted
 from stepcredit.ops.groups import ProcessGroup, check_ranks_agree
+from stepcredit.ops.kernels import refusal
 from stepcredit.ops.scaling import LinearMap
 from stepcredit.options import Options
+
+Writer = Callable[[Tensor], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +27,8 @@ class Assignment:
     """What a scheme computes on a compacted batch.
 
     Attributes:
-        advantages: float64 [N].
-        terms: Computes the streams' contributions, name -> float64 [N], on call.
+        advantages: float64 [N]; [R] where the scheme is `Estimator.per_rollout`.
+        terms: Computes the streams' contributions, name -> tensor like ``advantages``, on call.
         segment_ids: Computes int64 [N] on call; None for one segment a response.
         counts: Further counts for `Credit.counts`, int64 [] each.
     """
@@ -64,6 +70,11 @@ class Estimator(Options, ABC):
         """The laws of `stepcredit.lab.conform` that the scheme, as it is set, breaks by definition: law -> reason."""
         return {}
 
+    @property
+    def per_rollout(self) -> bool:
+        """Whether all tokens of a rollout get one number, and `assign` gives it once, [R]."""
+        return False
+
     def __call__(
         self, batch: RolloutBatch, *, out: Tensor | None = None, process_group: ProcessGroup | None = None
     ) -> Credit:
@@ -93,17 +104,24 @@ class Estimator(Options, ABC):
         out = layout.empty(dtype) if out is None else out
         with torch.no_grad():
             view = Compacted(batch, process_group)
-            assigned = self.assign(view)
             sizes = view.groups.count
-            advantages = layout.unpack(assigned.advantages, fill=0.0, out=out)
+            write = "`out` overwrites the batch" if _shares_memory(out, batch) else self._own_kernel(view)
+            if isinstance(write, str):
+                assigned = cache(partial(self.assign, view))
+                advantages = self._place(assigned().advantages, layout, out)
+                found = assigned().counts
+            else:
+                assigned = cache(partial(self.assign, Compacted(batch, quiet=True)))  # for its terms, should one ask
+                found, advantages = write(out), out
 
         def terms() -> dict[str, Tensor]:
             with torch.no_grad():
-                named = assigned.terms().items()
-                return {name: layout.unpack(x, fill=0.0, out=layout.empty(dtype)) for name, x in named}
+                named = assigned().terms().items()
+                return {name: self._place(x, layout, layout.empty(dtype)) for name, x in named}
 
         def segment_ids() -> Tensor:
-            ids = assigned.segment_ids() if assigned.segment_ids else torch.zeros_like(layout.tokens)
+            named = assigned().segment_ids
+            ids = torch.zeros_like(layout.tokens) if named is None else named()
             return layout.unpack(ids, fill=-1, out=layout.empty(torch.int64))
 
         def counts() -> dict[str, int]:
@@ -113,7 +131,7 @@ class Estimator(Options, ABC):
                 "groups": int((sizes > 0).sum()),
                 "singleton_groups": int((sizes == 1).sum()),
                 **({"unscored_rollouts": unscored} if batch.process_rewards is not None else {}),
-                **{name: int(count) for name, count in assigned.counts.items()},
+                **{name: int(count) for name, count in found.items()},
             }
 
         return Credit(advantages, terms, segment_ids, counts)
@@ -132,6 +150,58 @@ class Estimator(Options, ABC):
             return error
         return None
 
+    def _place(self, values: Tensor, layout: Layout, out: Tensor) -> Tensor:
+        """Values a token where they belong; of a scheme that is `per_rollout` also values a rollout, on its tokens."""
+        if self.per_rollout and values.numel() == layout.live.numel():
+            return layout.spread(values, out=out)
+        return layout.unpack(values, fill=0.0, out=out)
+
+    def _own_kernel(self, view: Compacted) -> Writer | str:
+        """The class's own kernel: one that it inherits would not know what it does otherwise."""
+        if "kernel" not in type(self).__dict__:
+            return f"{type(self).__name__} has no kernel of its own"
+        return self.kernel(view)
+
+    def road(self, batch: RolloutBatch, process_group: ProcessGroup | None = None) -> str:
+        """How a call on this batch would go: "kernels", or "torch: " and why kernels do not run.
+
+        Args:
+            batch: The rollouts.
+            process_group: As in the call; no collective.
+
+        Raises:
+            InputError: The batch lacks a field that the scheme requires.
+        """
+        problem = self._problem(batch, None)
+        if problem is not None:
+            raise problem
+        if self.per_rollout:
+            why = refusal(batch.response_mask.numel(), batch.response_mask.device)
+        else:
+            found = self._own_kernel(Compacted(batch, process_group))
+            why = found if isinstance(found, str) else None
+        return "kernels" if why is None else f"torch: {why}"
+
+    def kernel(self, view: Compacted) -> Writer | str:  # noqa: ARG002 - what a scheme of one's own reads
+        """A compiled form of `assign` for this batch; or why there is none, and torch runs.
+
+        It writes the advantages to a token tensor, 0 off the response tokens, and gives the `Assignment.counts`. The
+        rest of the assignment is computed should one ask for it. Made without a collective and without reading a token.
+        """
+        return f"{type(self).__name__} has no kernel of its own"
+
     @abstractmethod
     def assign(self, view: Compacted) -> Assignment:
         """The scheme itself, on the compacted batch."""
+
+
+def _shares_memory(out: Tensor, batch: RolloutBatch) -> bool:
+    """Whether writing credit would write to the batch, which kernels read as they write and terms are made of."""
+    begin, end = out.data_ptr(), out.data_ptr() + out.numel() * out.element_size()  # contiguous: `check_out`
+    fields = [*(getattr(batch, f.name) for f in dataclasses.fields(batch)), *(batch.extra_rewards or {}).values()]
+    for x in fields:
+        if isinstance(x, Tensor) and x.device == out.device:
+            storage = x.untyped_storage()
+            if storage.data_ptr() < end and begin < storage.data_ptr() + storage.nbytes():
+                return True
+    return False

@@ -25,10 +25,12 @@ class Compacted:
     Attributes:
         batch: The validated batch.
         process_group: The ranks that share groups, or None.
+        quiet: Give no warnings: they were given.
     """
 
     batch: RolloutBatch
     process_group: ProcessGroup | None = None
+    quiet: bool = False
 
     @property
     def rows(self) -> Segments:
@@ -100,18 +102,11 @@ class Compacted:
 
     def warn_if_piecewise_constant(self) -> None:
         """Warns when a token-level signal looks like step scores spread over tokens."""
-        if self.batch.step_ids is not None or self.rows.size == 0 or bool((self.signal == self.signal[0]).all()):
+        if self.quiet or self.batch.step_ids is not None or self.rows.size == 0:
             return
-        pairs = self.rows.size - len(self.rows)
-        changes = int(change_points(self.signal, self.rows).sum()) - len(self.rows)
-        if changes < pairs / 2:
-            warnings.warn(
-                f"`process_rewards` changes at {changes} of {pairs} token boundaries, like step scores spread "
-                "over tokens, but `step_ids` is None: every token counts as a step of its own. "
-                "Pass `step_ids` for step scores.",
-                StepCreditWarning,
-                stacklevel=4,
-            )
+        if bool((self.signal == self.signal[0]).all()):
+            return
+        warn_of_pieces(int(change_points(self.signal, self.rows).sum()) - len(self.rows), self.rows)
 
     @cached_property
     def correct(self) -> Tensor:
@@ -136,3 +131,16 @@ class Compacted:
 
     def _live(self, x: Tensor) -> Tensor:
         return x[self.batch.layout.live].double()
+
+
+def warn_of_pieces(changes: int, rows: Segments) -> None:
+    """Warns of a token-level signal that varies, but changes within the rows only so many times."""
+    pairs = rows.size - len(rows)
+    if changes < pairs / 2:
+        warnings.warn(
+            f"`process_rewards` changes at {changes} of {pairs} token boundaries, like step scores spread "
+            "over tokens, but `step_ids` is None: every token counts as a step of its own. "
+            "Pass `step_ids` for step scores.",
+            StepCreditWarning,
+            stacklevel=5,
+        )

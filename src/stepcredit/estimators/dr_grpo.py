@@ -32,7 +32,12 @@ class DrGRPO(RewardSum):
 
     type: ClassVar[str] = "dr_grpo"
 
+    @property
+    def per_rollout(self) -> bool:
+        """All tokens of a rollout get one number."""
+        return True
+
     def assign(self, view: Compacted) -> Assignment:
         """The centered reward, on every token."""
         per_rollout = on_rollouts(lambda x: center(x, view.groups), view.groups, self.singletons)
-        return Assignment.linear(self.weighted(view), lambda x: view.rows.spread(per_rollout(x)))
+        return Assignment.linear(self.weighted(view), per_rollout)

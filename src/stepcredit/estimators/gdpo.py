@@ -56,6 +56,11 @@ class GDPO(RewardSum):
         """The sum of the channels is scaled over the batch."""
         return {**super().exempt, **dict.fromkeys(("alone", "leak"), "whitens over the batch")}
 
+    @property
+    def per_rollout(self) -> bool:
+        """All tokens of a rollout get one number, unless they are weighed by their count."""
+        return self.whiten_over == "rollouts"
+
     def assign(self, view: Compacted) -> Assignment:
         """The channels' z-scores summed, and the sum's z-score over the batch."""
         channels = {}
@@ -68,7 +73,7 @@ class GDPO(RewardSum):
             batch = view.token_groups.merged()
             return Assignment.linear(channels, self._scale(total(channels), batch))
         z = self._scale(total(channels), view.groups.merged())
-        return Assignment.linear(channels, lambda x: view.rows.spread(z(x)))
+        return Assignment.linear(channels, z)
 
     def _scale(self, x: Tensor, pool: Pool) -> LinearMap:
         return standardizer(x, pool, std_eps=self.std_eps, correction=self.correction)

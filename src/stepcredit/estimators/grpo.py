@@ -41,9 +41,14 @@ class GRPO(RewardSum):
     std_eps: float = option(1e-6, at_least=0)
     correction: int = option(1, at_least=0)
 
+    @property
+    def per_rollout(self) -> bool:
+        """All tokens of a rollout get one number."""
+        return True
+
     def assign(self, view: Compacted) -> Assignment:
         """The standardized reward, on every token."""
         rewards = self.weighted(view)
         z = standardizer(total(rewards), view.groups, std_eps=self.std_eps, correction=self.correction)
         per_rollout = on_rollouts(z, view.groups, self.singletons)
-        return Assignment.linear(rewards, lambda x: view.rows.spread(per_rollout(x)))
+        return Assignment.linear(rewards, per_rollout)

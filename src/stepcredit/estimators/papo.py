@@ -53,6 +53,11 @@ class PAPO(Estimator):
         raw = {"constant": "a group of one keeps its raw reward"} if self.singletons == "raw" else {}
         return {**raw, "shift": "a response's process score is the mean over its steps"}
 
+    @property
+    def per_rollout(self) -> bool:
+        """All tokens of a rollout get one number."""
+        return True
+
     def assign(self, view: Compacted) -> Assignment:
         """The outcome's z-score plus, for correct rollouts, the process score's."""
         r = view.channels["outcome"]
@@ -61,7 +66,7 @@ class PAPO(Estimator):
             "outcome": on_rollouts(z, view.groups, self.singletons)(r),
             "process": self.w_process * self._among_correct(view),
         }
-        return Assignment.linear(terms, view.rows.spread)
+        return Assignment.linear(terms, lambda x: x)
 
     def _among_correct(self, view: Compacted) -> torch.Tensor:
         counts = torch.bincount(view.step_rows, minlength=len(view.rows))

@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from stepcredit.estimators.base import Assignment, total
+from stepcredit.estimators.base import Assignment, Writer, total
 from stepcredit.estimators.compacted import Compacted
+from stepcredit.estimators.in_place import InPlace, beyond_kernels
 from stepcredit.estimators.streams import StreamScheme
+from stepcredit.ops.kernels.chunks import divide_length_of_chunks
+from stepcredit.ops.kernels.density import divide_length_of_steps
 from stepcredit.ops.segments import Segments
 from stepcredit.options import option
 from stepcredit.shaping.chunks import change_points, chunk_by_value, group_average
@@ -81,7 +85,8 @@ class PASS(StreamScheme):
     def assign(self, view: Compacted) -> Assignment:
         """Fuse, chunk, divide."""
         s = view.steps.spread(self.scaled_steps(view))
-        scaled = {name: view.rows.spread(x) for name, x in self.scaled_channels(view).items()}
+        of_rollouts = self.scaled_channels(view) if self.fusion == "separate" else {}
+        scaled = {name: view.rows.spread(x) for name, x in of_rollouts.items()}
         if self.fusion == "summed":
             streams = {name: view.steps.spread(x) for name, x in self.summed_on_steps(view).items()}
         else:
@@ -98,15 +103,40 @@ class PASS(StreamScheme):
         added_after = self.dl_scope == "process" and self.fusion == "separate"
         beside = {name: x for name, x in streams.items() if added_after and name != "process"}
         through = {name: x for name, x in streams.items() if name not in beside}
-        counts = {}
-        if self.fusion == "separate" and "format" in scaled:
-            counts["violating_groups"] = _violating_groups(view, scaled["format"])
         return Assignment(
             total({"through": divide(total(through)), **beside}),
             lambda: {name: x if name in beside else divide(x) for name, x in streams.items()},
             segment_ids=lambda: chunks.spread(chunks.within(view.rows).positions),
-            counts=counts,
+            counts=_violating_groups(view, of_rollouts),
         )
+
+    def kernel(self, view: Compacted) -> Writer | str:
+        """The same in two passes."""
+        known: dict[str, tuple[object, object]] = {"norm": (self.norm, "masked_norm")}
+        known |= {"fusion": (self.fusion, "separate"), "chunking": (self.chunking, "value")}
+        known |= {"chunk_value": (self.chunk_value, "last")}
+        known |= {"dl_scope": (self.dl_scope, "fused")}
+        if view.batch.step_ids is None:
+            known["min_chunk"] = (self.min_chunk, 1)
+        why = beyond_kernels(view, "process_rewards", **known)
+        return partial(self._write, view) if why is None else why
+
+    def _write(self, view: Compacted, out: Tensor) -> Mapping[str, Tensor]:
+        place = InPlace(view)
+        center, scale = place.moments.scale(view.groups, std_eps=self.std_eps, correction=self.correction)
+        scaled = self.scaled_channels(view)
+        gated = view.violates if "format" in scaled else None
+        streams = advantage_fusion({"process": scale, **scaled}, self.weights, gated)
+        slope = streams.pop("process")
+        each = sum(streams.values(), start=torch.zeros_like(slope))
+        line, divisors = place.line(center, slope, each), place.divisors(self.k)
+        if view.batch.step_ids is not None:
+            divide_length_of_steps(place.signal, line, divisors, place.rows, out)
+        else:
+            place.warn_if_piecewise_constant()
+            cut, eta = place.by_row(scale), self._tolerance(view)
+            divide_length_of_chunks(place.signal, line, cut, divisors, place.grouped, out, eta=eta)
+        return _violating_groups(view, scaled)
 
     def _chunks(self, view: Compacted, s: Tensor) -> Segments:
         """Chunk-by-Value, from the raw signal in step mode and its group average in token mode."""
@@ -118,15 +148,19 @@ class PASS(StreamScheme):
         rollouts = view.token_groups.spread(view.groups.count)
         u = group_average(s, view.positions, rollouts)
         u = torch.where(view.batch.covered, u, 0.0)  # an uncovered run is one chunk, whatever its peers' signal
+        return chunk_by_value(u, edges, view.rows, eta=self._tolerance(view), min_chunk=self.min_chunk)
+
+    def _tolerance(self, view: Compacted) -> float:
         exact = view.batch.process_rewards is not None and view.batch.process_rewards.dtype == torch.float64
-        eta = self.eta if exact else max(self.eta, self.eta_float32)
-        return chunk_by_value(u, edges, view.rows, eta=eta, min_chunk=self.min_chunk)
+        return self.eta if exact else max(self.eta, self.eta_float32)
 
 
-def _violating_groups(view: Compacted, f: Tensor) -> Tensor:
+def _violating_groups(view: Compacted, scaled: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """int64 []: groups that hold format violators alone, with scaled format rewards of 0: nothing pushes them back."""
-    if view.violates is None:
-        return torch.zeros((), dtype=torch.int64)
-    groups = view.groups
-    loud = ~view.violates | (f[view.rows.first] != 0)
-    return ((groups.count > 0) & (groups.sum(loud.double()) == 0)).sum()
+    if "format" not in scaled:
+        return {}
+    groups, violates = view.groups, view.violates
+    if violates is None:
+        return {"violating_groups": torch.zeros((), dtype=torch.int64)}
+    loud = ~violates | (scaled["format"] != 0)
+    return {"violating_groups": ((groups.count > 0) & (groups.sum(loud.double()) == 0)).sum()}

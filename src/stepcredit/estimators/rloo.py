@@ -30,7 +30,12 @@ class RLOO(RewardSum):
 
     type: ClassVar[str] = "rloo"
 
+    @property
+    def per_rollout(self) -> bool:
+        """All tokens of a rollout get one number."""
+        return True
+
     def assign(self, view: Compacted) -> Assignment:
         """The reward minus its leave-one-out baseline, on every token."""
         per_rollout = on_rollouts(lambda x: leave_one_out(x, view.groups), view.groups, self.singletons)
-        return Assignment.linear(self.weighted(view), lambda x: view.rows.spread(per_rollout(x)))
+        return Assignment.linear(self.weighted(view), per_rollout)

@@ -4,8 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from stepcredit.estimators.base import Assignment, Estimator
+from torch import Tensor
+
+from stepcredit.estimators.base import Assignment, Estimator, Writer
 from stepcredit.estimators.compacted import Compacted
+from stepcredit.estimators.in_place import InPlace, beyond_kernels
+from stepcredit.ops.kernels.step_advantage import prefix_step_advantage
 from stepcredit.ops.logprobs import log_ratio
 from stepcredit.ops.scaling import Singletons, on_rollouts, standardizer
 from stepcredit.options import option
@@ -65,8 +69,6 @@ class SPRO(Estimator):
 
     def assign(self, view: Compacted) -> Assignment:
         """The outcome's z-score on every token, plus the masked step advantage."""
-        r = view.channels["outcome"]
-        z = standardizer(r, view.groups, std_eps=self.std_eps, correction=self.correction)
         ratios = log_ratio(view.per_token("old_logprobs"), view.per_token("ref_logprobs"))
         msa = masked_step_advantage(
             process_return(ratios, view.rows, beta=self.beta, attribution=self.attribution),
@@ -76,5 +78,26 @@ class SPRO(Estimator):
             correction=self.correction,
             clip=self.clip,
         )
-        terms = {"outcome": view.rows.spread(on_rollouts(z, view.groups, self.singletons)(r)), "process": msa}
+        terms = {"outcome": view.rows.spread(self._outcome(view)), "process": msa}
         return Assignment.linear(terms, lambda x: x)
+
+    def kernel(self, view: Compacted) -> Writer | str:
+        """The same in two passes over each group's rows."""
+        known = {"attribution": (self.attribution, "prefix"), "column_std": (self.column_std, False)}
+        why = beyond_kernels(view, "old_logprobs", "ref_logprobs", **known, clip=(self.clip, None))
+        if why is not None:
+            return why
+        policy, ref = (getattr(view.batch, name) for name in ("old_logprobs", "ref_logprobs"))
+
+        def write(out: Tensor) -> Mapping[str, Tensor]:
+            place = InPlace(view)
+            prefix_step_advantage(policy, ref, place.by_row(self._outcome(view)), place.grouped, out, beta=self.beta)
+            return {}
+
+        return write
+
+    def _outcome(self, view: Compacted) -> Tensor:
+        """The outcome's z-score, float64 [R]."""
+        r = view.channels["outcome"]
+        z = standardizer(r, view.groups, std_eps=self.std_eps, correction=self.correction)
+        return on_rollouts(z, view.groups, self.singletons)(r)

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Any
 
 from stepcredit.errors import InputError, StepCreditError
+from stepcredit.ops import kernels
 
 _PACKAGES = ("stepcredit", "torch", "numpy", "transformers", "trl", "verl", "ray", "numba", "vllm")
 _PROBE = "import json; from stepcredit.adapters.verl.probing import registered; print('\\n' + json.dumps(registered()))"
@@ -35,6 +36,8 @@ def examine_machine() -> list[Finding]:
     import torch
 
     found = [Finding(name, None, _version(name)) for name in _PACKAGES]
+    why = kernels.refusal(kernels.LEAST_TOKENS, torch.device("cpu"))
+    found.append(Finding("kernels", None, f"run from {kernels.LEAST_TOKENS} token places on" if why is None else why))
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return [*found, Finding("devices", None, ", ".join(gpus) or f"no GPU; {torch.get_num_threads()} CPU threads")]
 

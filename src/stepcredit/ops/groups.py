@@ -125,11 +125,12 @@ class Pool:
     @classmethod
     def of(cls, labels: Tensor, process_group: ProcessGroup | None = None) -> "Pool":
         """One pool for each distinct label (int64 [M]) found on any rank, in the order of the labels."""
-        unique, shared = torch.unique(labels), None
-        if process_group is not None:
-            unique, holders = torch.unique(_gather_ragged(unique, process_group), return_counts=True)
-            shared = holders > 1
-        return cls(torch.searchsorted(unique, labels), unique.numel(), process_group, shared=shared)
+        if process_group is None:
+            unique, index = torch.unique(labels, return_inverse=True)
+            return cls(index, unique.numel())
+        gathered = _gather_ragged(torch.unique(labels), process_group)
+        unique, holders = torch.unique(gathered, return_counts=True)
+        return cls(torch.searchsorted(unique, labels), unique.numel(), process_group, shared=holders > 1)
 
     def select(self, members: Tensor) -> "Pool":
         """The same pools for other values: ``members`` (int64 or bool index into M) names one of ours for each."""

@@ -53,7 +53,7 @@ def standardize(x: Tensor, pool: Pool, *, std_eps: float = 1e-6, correction: int
 
 def standardizer(x: Tensor, pool: Pool, *, std_eps: float = 1e-6, correction: int = 1) -> LinearMap:
     """The map ``part -> (part - mean part) / (std x + std_eps)``, which sends x to `standardize` of x."""
-    scale = _where_varied(x, pool, correction, lambda var: 1 / (var.sqrt() + std_eps))
+    scale = _where_varied(x, pool, correction, lambda var: 1 / (var.pow(0.5) + std_eps))  # sqrt: threads for any size
     return lambda part: center(part, pool) * pool.spread(scale)
 
 
