@@ -1,6 +1,8 @@
 """A verl config from overrides, composed and validated as verl does it at its start."""
 
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,8 @@ def validate(config: Any) -> None:
     settings = read_settings(config.algorithm)
     refuse_missing(columns(config, settings), type(settings.estimator).__name__)
     try:
-        validate_config(config, need_reference_policy(config), need_critic(config))
+        with redirect_stdout(sys.stderr):  # it prints; what a verb prints is its own
+            validate_config(config, need_reference_policy(config), need_critic(config))
     except (AssertionError, ValueError) as error:
         raise InputError(f"`verl` must pass verl's own validation; {_line(error)}") from error
 
