@@ -56,6 +56,13 @@ def test_verl_reads_a_value_as_it_was(value: Any) -> None:
     assert composed(arguments({"algorithm.stepcredit.x": value})).algorithm.stepcredit.x == value
 
 
+@pytest.mark.parametrize("name", ["trainer.total_epoch", "actor_rollout_ref.actor.optm.lr", "trainr.nnodes"])
+def test_a_name_that_verl_does_not_have_is_refused(name: str) -> None:
+    """Its command line would take it, since ours adds what is not there."""
+    with pytest.raises(InputError, match=rf"`verl.{name}` must be a setting of verl's config; did you mean"):
+        resolved(load_config("grpo-math-verl", {f"verl.{name}": 1}), Path("/shared/runs/one"))
+
+
 def test_a_broken_recipe_is_refused() -> None:
     found = resolved(load_config("grpo-math-verl"), Path("/shared/runs/one"))
     with pytest.raises(InputError, match="must pass verl's own validation"):

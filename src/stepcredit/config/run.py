@@ -175,19 +175,7 @@ def dump_config(config: RunConfig) -> str:
 
 def resolve(tables: Mapping[str, Any]) -> RunConfig:
     """Checks tables and makes a config of them; estimator, signal and task are built once to hold their options."""
-    known = (
-        "run",
-        "policy",
-        "task",
-        "signal",
-        "guard",
-        "estimator",
-        *_ROLES,
-        "trainer",
-        "credit",
-        "verl",
-        "evaluation",
-    )
+    known = (*_TABLES, *_ROLES)
     for name, table in tables.items():
         if name not in known:
             raise InputError(f"`{name}` must be a table of a run's config{hint(name, known)}")
@@ -222,9 +210,15 @@ def resolve(tables: Mapping[str, Any]) -> RunConfig:
         verl=dict(tables.get("verl", {})),
         evaluation=_section("evaluation", Evaluation, tables.get("evaluation", {})),
     )
+    _check_together(config)
+    return config
+
+
+def _check_together(config: RunConfig) -> None:
+    """Refuses tables that do not go with each other, and names of nothing."""
     if config.verl and config.run.engine != "verl":
         raise InputError(f"`verl` must come with run.engine = 'verl'; got {config.run.engine!r}.")
-    if config.guard and not signal:
+    if config.guard and not config.signal:
         raise InputError("`guard` must come with a signal; got none in the config.")
     for role in ("policy", "reference"):
         served = config.policy if role == "policy" else config.models.get(role, Model())
@@ -236,9 +230,9 @@ def resolve(tables: Mapping[str, Any]) -> RunConfig:
     for key in config.credit:
         if key not in _CREDIT:
             raise InputError(f"`credit.{key}` must be a setting of the adapter{hint(key, _CREDIT)}")
-    return config
 
 
+_TABLES = ("run", "policy", "task", "signal", "guard", "estimator", "trainer", "credit", "verl", "evaluation")
 _ROLES = ("teacher", "base", "reference")
 _CREDIT = ("format_threshold", "gspo_token")
 

@@ -51,7 +51,7 @@ class ReplayedRank:
         elif operation == dist.ReduceOp.SUM:
             tensors[0].copy_(everyone.sum(0))
         else:
-            raise NotImplementedError(f"all_reduce with {operation}")
+            raise StepCreditError(f"replayed ranks reduce by sum, maximum or minimum; got {operation}.")
         return _Done()
 
     def allgather(self, outputs: list[list[Tensor]], inputs: list[Tensor], _options: Any = None) -> _Done:

@@ -8,7 +8,11 @@ from typing import Any
 
 from stepcredit.adapters.verl.requirements import columns, refuse_missing
 from stepcredit.adapters.verl.settings import read_settings
+from stepcredit.config import hint
 from stepcredit.errors import InputError, MissingExtraError
+
+_OPEN = ("stepcredit", "override_config", "engine_kwargs", "ray_init", "reward_kwargs", "teacher_models")
+"""Sections of verl's config that take names of one's own."""
 
 
 def composed(words: Sequence[str]) -> Any:
@@ -31,6 +35,26 @@ def composed(words: Sequence[str]) -> Any:
             return compose("ppo_trainer", list(words))
         except (HydraException, OmegaConfBaseException) as error:
             raise InputError(f"`verl` must hold settings of verl's config; {_line(error)}") from error
+
+
+def refuse_unknown(names: Sequence[str]) -> None:
+    """Refuses dotted names that verl's config does not have: on its command line they would be added, and never read.
+
+    Raises:
+        InputError: Names the first one, and its nearest neighbors there.
+    """
+    from omegaconf import DictConfig
+
+    base = composed(())
+    for name in names:
+        at: Any = base
+        for part in name.split("."):
+            if part in _OPEN or not isinstance(at, DictConfig) or at._is_none():
+                break
+            known = [str(key) for key in at]  # `in` leaves out those whose value must still be given
+            if part not in known:
+                raise InputError(f"`verl.{name}` must be a setting of verl's config{hint(part, known)}")
+            at = at._get_node(part)
 
 
 def validate(config: Any) -> None:

@@ -23,7 +23,7 @@ from stepcredit.config.run import TASK_STEPS, RunConfig, run_config, typed
 from stepcredit.errors import InputError, StepCreditError
 from stepcredit.runs.ending import Say, copy_weights, evaluate_policy, summary
 from stepcredit.runs.store import RunStore
-from stepcredit.runs.verl.composing import composed, validate
+from stepcredit.runs.verl.composing import composed, refuse_unknown, validate
 from stepcredit.runs.verl.files import write_files
 from stepcredit.runs.verl.overrides import CHECKPOINTS, Overrides, arguments, devices, flat, verl_overrides
 from stepcredit.signals import TensorSignal
@@ -45,6 +45,7 @@ def resolved(config: RunConfig, folder: Path) -> Overrides:
     if on_cpu(config):
         teachers = int(found.get("distillation.nnodes", 0)) * int(found.get("distillation.n_gpus_per_node", 0))
         found |= cpu_overrides(devices(config), teachers=teachers) | flat(config.verl)
+    refuse_unknown(list(flat(config.verl)))
     validate(composed(arguments(found)))
     return found
 
