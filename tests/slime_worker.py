@@ -12,11 +12,12 @@ import warnings
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
 import references
-from stepcredit import GDPO, GRPO, OPD, PASS, RLOO, SPRO, LogRatio, REINFORCEpp
+from stepcredit import GDPO, GRPO, OPD, PASS, RLOO, SPRO, InputError, LogRatio, REINFORCEpp
 from stepcredit.adapters.slime import AdvantageFunction, Reward
 
 PER_PROMPT = 4
@@ -204,4 +205,10 @@ def train(rank: int, ranks: int, port: int) -> None:
                 torch.testing.assert_close(
                     advantages, torch.tensor(row[: sample.response_length]), rtol=1e-5, atol=1e-5, msg=f"{name} {seed}"
                 )
+    made = samples(0, formats=False)
+    for sample in made[1::ranks]:  # one rank's steps end beyond its responses; none may be left waiting
+        sample.reward = Reward(sample.reward, steps=[(sample.response_length + 1, 0.5)])
+    args = arguments(custom_advantage_function_path="slime_worker.pass_")
+    with pytest.raises(InputError, match="must end inside the response" if rank == 1 else "from another one"):
+        on_the_rank(args, rollout_data(args, made, rank, ranks), {})
     dist.destroy_process_group()

@@ -30,7 +30,7 @@ from torch import Tensor
 from stepcredit.batch import RolloutBatch
 from stepcredit.errors import InputError, StepCreditError
 from stepcredit.estimators import Estimator
-from stepcredit.ops.groups import ProcessGroup, all_reduce
+from stepcredit.ops.groups import ProcessGroup, all_reduce, refusing_alike
 from stepcredit.signals import TensorSignal
 
 Step = tuple[int, float | None]
@@ -169,25 +169,24 @@ class AdvantageFunction:
         """
         group, context_parallel = _ranks()
         _refuse(args, context_parallel, self.reads)
-        batch = self._batch(args, rollout_data, group)
-        if self.signal is not None:
-            batch = self.signal(batch)
+        with refusing_alike(group):  # another rank would wait for one that raises
+            mask = _packed("loss_masks", rollout_data, [int(n) for n in rollout_data["response_lengths"]]).bool()
+        carried = _carried(rollout_data["rewards"], mask.device, group)
+        with refusing_alike(group, mask.device):
+            batch = self._batch(args, rollout_data, mask, carried)
         credit = self.estimator(batch, process_group=group)
         pieces = torch.split(credit.advantages.float(), [int(n) for n in rollout_data["response_lengths"]])
         rollout_data["advantages"], rollout_data["returns"] = list(pieces), list(pieces)
 
-    def _batch(self, args: Any, data: Mapping[str, Any], group: ProcessGroup | None) -> RolloutBatch:
-        """This rank's samples, packed."""
-        lengths = [int(n) for n in data["response_lengths"]]
-        mask = _packed("loss_masks", data, lengths).bool()
-        device = mask.device
+    def _batch(self, args: Any, data: Mapping[str, Any], mask: Tensor, carried: Mapping[str, bool]) -> RolloutBatch:
+        """This rank's samples, packed, with the process rewards that the signal makes."""
+        lengths, device = [int(n) for n in data["response_lengths"]], mask.device
         values = {"response_mask": mask}
         for field in self.reads:
             role = field.removesuffix("_logprobs")
             old = "rollout_log_probs" if getattr(args, "use_rollout_logprobs", False) else "log_probs"
             values[field] = _packed(old if role == "old" else f"{role}_log_probs", data, lengths).to(device)
         rewards = data["rewards"]
-        carried = _carried(rewards, device, group)
         fields = _channels(rewards, carried)
         if carried["steps"] and self.signal is None:
             values |= {name: x.to(device) for name, x in _placed(rewards, lengths).items()}
@@ -199,7 +198,8 @@ class AdvantageFunction:
             )
         starts = torch.tensor([0, *lengths]).cumsum(0).to(device)
         fields = {name: x.to(device) for name, x in fields.items()}
-        return RolloutBatch.from_packed(values, starts, _group_ids(args, data).to(device), **fields)
+        batch = RolloutBatch.from_packed(values, starts, _group_ids(args, data).to(device), **fields)
+        return batch if self.signal is None else self.signal(batch)
 
 
 def _refuse(args: Any, context_parallel: int, reads: Sequence[str]) -> None:
