@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import stepcredit as sc
-from lab.conform_mutants import MUTANTS, plain
+from lab.conform_mutants import MUTANTS, nan_for_lone_groups, plain
 from schemes import SCHEMES
 from stepcredit import ESTIMATORS, InputError, RolloutBatch
 from stepcredit.cli import main
@@ -62,6 +62,16 @@ def test_each_break_is_caught_by_its_law(law: str, mutant: Any) -> None:
     assert outcomes(mutant, laws=of_it) == {law: "BROKEN"}
     whole = sc.GRPOProcess(fusion="separate")
     assert outcomes(whole, laws=of_it)[law] == "holds"
+
+
+def test_credit_that_is_not_finite_is_blamed_on_one_law() -> None:
+    found = outcomes(nan_for_lone_groups)
+    assert {law for law, outcome in found.items() if outcome == "BROKEN"} == {"form"}
+
+
+def test_a_nan_in_a_twin_is_no_agreement() -> None:
+    nan_where_equal = lambda batch: plain(batch) / batch.rewards.std()  # noqa: E731
+    assert outcomes(nan_where_equal, laws=[law for law in LAWS if law.name == "equal"]) == {"equal": "BROKEN"}
 
 
 def test_every_law_has_a_break() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from stepcredit.batch import RolloutBatch
 from stepcredit.lab.conform.golden import Golden
-from stepcredit.lab.conform.law import Trial, Twin, Verdict, agreement, invariance
+from stepcredit.lab.conform.law import Trial, Twin, Verdict, agreement, greatest, invariance
 from stepcredit.lab.conform.signal import SIGNALS, covered_tokens, nothing_read
 from stepcredit.lab.conform.target import tolerance
 from stepcredit.lab.peers import UnsupportedError
@@ -38,7 +38,7 @@ def all_equal(trial: Trial) -> Verdict:
             except UnsupportedError:
                 continue
             tried += 1
-            largest, allowed = float(credit.abs().max()) if credit.numel() else 0.0, tolerance(torch.zeros_like(credit))
+            largest, allowed = greatest(credit), tolerance(torch.zeros_like(credit))
             if largest > apart:
                 apart, where = largest, f"{golden}, all rewards {reward:.2g}"
     if not tried:
@@ -96,7 +96,7 @@ def coverage(trial: Trial) -> Verdict:
         except UnsupportedError:
             continue
         tried += 1
-        apart = float((zero - none).abs().max())
+        apart = greatest(zero - none)
         if apart > 1e-6:
             return Verdict("coverage", "holds", f"{apart:.2g} apart in {golden}", apart, str(golden), tried)
     if not tried:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from stepcredit.batch import RolloutBatch
 from stepcredit.lab.conform.golden import Golden, counted, padded_by, tensors, with_tokens
-from stepcredit.lab.conform.law import Trial, Twin, Verdict, agreement, invariance, one_line
+from stepcredit.lab.conform.law import Trial, Twin, Verdict, agreement, greatest, invariance, one_line
 from stepcredit.lab.peers import UnsupportedError
 
 NAN = float("nan")
@@ -35,7 +35,7 @@ def answers(trial: Trial) -> Verdict:
 def finite_and_detached(trial: Trial) -> Verdict:
     """Finite numbers without a gradient; a batch's tensors carry none, but a target may have parameters."""
     tried = 0
-    for golden, _ in trial.answered():
+    for golden, _ in trial.credited():
         credit, tried = trial.target(golden.batch), tried + 1
         if not bool(credit.isfinite().all()):
             fact = f"{int((~credit.isfinite()).sum())} numbers not finite in {golden}"
@@ -49,11 +49,11 @@ def finite_and_detached(trial: Trial) -> Verdict:
 def zero_off_mask(trial: Trial) -> Verdict:
     """Exactly 0 on padding, tool output and rows that do not count."""
     apart, where, tried = 0.0, "", 0
-    for golden, _ in trial.answered():
-        off = trial.target(golden.batch)[~counted(golden.batch)].abs()
+    for golden, _ in trial.credited():
+        off = greatest(trial.target(golden.batch)[~counted(golden.batch)])
         tried += 1
-        if off.numel() and float(off.max()) > apart:
-            apart, where = float(off.max()), str(golden)
+        if off > apart:
+            apart, where = off, str(golden)
     return agreement("zero", apart, where, tried, broken=apart > 0)
 
 
@@ -67,7 +67,7 @@ def pure(trial: Trial) -> Verdict:
         written = [name for name, x in tensors(golden.batch).items() if not torch.equal(x, before[name])]
         if written:
             return Verdict("pure", "BROKEN", f"writes to `{written[0]}` of {golden}", None, str(golden), tried)
-        apart = float((again - credit).abs().max()) if credit.numel() else 0.0
+        apart = greatest(again - credit)
         if apart != 0:
             return agreement("pure", apart, str(golden), tried, broken=True)
     return agreement("pure", 0.0, "", tried, broken=False)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stepcredit.batch import RolloutBatch
 from stepcredit.lab.conform.golden import Golden, chosen_rows, tensors
-from stepcredit.lab.conform.law import Trial, Twin, Verdict, agreement, invariance
+from stepcredit.lab.conform.law import Trial, Twin, Verdict, agreement, greatest, invariance
 from stepcredit.lab.conform.ranks import on_ranks
 from stepcredit.lab.conform.target import tolerance
 
@@ -84,7 +84,7 @@ def sharded(trial: Trial) -> Verdict:
 
         tried += 1
         for rows, got in zip(parts, on_ranks(2, work), strict=True):
-            gap = float((got - credit[rows]).abs().max()) if got.numel() else 0.0
+            gap = greatest(got - credit[rows])
             if gap / tolerance(credit) > worst:
                 apart, where, worst = gap, str(golden), gap / tolerance(credit)
     return agreement("shards", apart, where, tried, broken=worst > 1)

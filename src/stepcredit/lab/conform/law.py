@@ -105,17 +105,21 @@ class Trial:
                 self._credit[id(golden)] = error
         return self._credit[id(golden)]
 
-    def answered(self) -> Iterable[tuple[Golden, Tensor]]:
+    def credited(self) -> Iterable[tuple[Golden, Tensor]]:
         """The batches that have credit, with it."""
         for golden in self.goldens:
             found = self.credit(golden)
             if isinstance(found, Tensor):
                 yield golden, found
 
+    def answered(self) -> Iterable[tuple[Golden, Tensor]]:
+        """Those whose credit is finite, with it: that it is, is a law of its own, and no number agrees with a nan."""
+        return ((golden, credit) for golden, credit in self.credited() if bool(credit.isfinite().all()))
+
     def moved(self, golden: Golden, batch: RolloutBatch) -> Tensor | None:
         """Where and how much a change of the batch changes credit, [batch, time]; None where neither can be had."""
         before = self.credit(golden)
-        if not isinstance(before, Tensor):
+        if not isinstance(before, Tensor) or not bool(before.isfinite().all()):
             return None
         try:
             after = self.on(batch)
@@ -156,8 +160,7 @@ def invariance(name: str, twins: Callable[[Golden], Iterable[Twin]]) -> Callable
                     reason = str(refusal)
                     continue
                 want, tried = twin.expect(credit), tried + 1
-                gap = (got - want).abs()
-                difference = float(torch.where(gap.isnan(), torch.inf, gap).max()) if gap.numel() else 0.0
+                difference = greatest(got - want)
                 share = difference / max(tolerance(credit), tolerance(want))
                 if share > worst:
                     apart, where, worst = difference, str(golden), share
@@ -166,6 +169,11 @@ def invariance(name: str, twins: Callable[[Golden], Iterable[Twin]]) -> Callable
         return agreement(name, apart, where, tried, broken=worst > 1)
 
     return check
+
+
+def greatest(x: Tensor) -> float:
+    """The greatest absolute value, 0 of none; a nan is infinitely great."""
+    return float(torch.where(x.isnan(), torch.inf, x.abs()).max()) if x.numel() else 0.0
 
 
 def agreement(name: str, apart: float, where: str, tried: int, *, broken: bool) -> Verdict:

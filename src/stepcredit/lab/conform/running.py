@@ -96,13 +96,17 @@ def _first_call(trial: Trial) -> None:
 
 
 def _nothing_answered(law: str) -> Verdict:
-    return Verdict(law, "n.a.", "answers no batch")
+    return Verdict(law, "n.a.", "gives finite credit on no batch")
 
 
 def verdict_on(law: Law, trial: Trial) -> Verdict:
     """One law on one trial: what raises breaks it, and what the target is exempt from is tried all the same."""
     try:
-        found = law.check(trial) if law.name == "answers" or any(trial.answered()) else _nothing_answered(law.name)
+        found = (
+            law.check(trial)
+            if law.name in ("answers", "form") or any(trial.answered())
+            else _nothing_answered(law.name)
+        )
     except UnsupportedError as refusal:
         found = Verdict(law.name, "n.a.", str(refusal))
     except Exception as error:  # noqa: BLE001 - a target's own code may raise anything
