@@ -81,7 +81,7 @@ class Layout:
 
     def pack(self, x: Tensor) -> Tensor:
         """A token tensor (``shape``) -> its response tokens [N]."""
-        return x.flatten()[self.tokens]
+        return x.flatten().index_select(0, self.tokens)
 
     def empty(self, dtype: torch.dtype) -> Tensor:
         """An uninitialized token tensor."""
@@ -122,7 +122,7 @@ class Layout:
     def unpack(self, packed: Tensor, *, fill: float, out: Tensor) -> Tensor:
         """[N] -> a token tensor (``shape``) that holds ``fill`` everywhere else: ``out``, which is returned."""
         out.fill_(fill)
-        out.view(-1)[self.tokens] = packed.to(out.dtype)
+        out.view(-1).index_copy_(0, self.tokens, packed.to(out.dtype))
         return out
 
 
@@ -156,8 +156,8 @@ class Steps:
 
     def spread(self, values: Tensor) -> Tensor:
         """[M] -> [N]: every token gets its step's value; 0 where uncovered."""
-        padded = torch.cat([values, values.new_zeros(1)])  # index -1 reads the appended zero
-        return padded[self.of_token]
+        after_zero = torch.cat([values.new_zeros(1), values])  # what no step covers reads the zero
+        return after_zero.index_select(0, self.of_token + 1)
 
     def place(self, values: Tensor) -> Tensor:
         """[M] -> [N]: each step's value on its last token, 0 elsewhere."""

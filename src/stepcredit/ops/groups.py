@@ -188,7 +188,7 @@ class Pool:
 
     def spread(self, statistic: Tensor) -> Tensor:
         """[n] -> [M]: each value gets its pool's statistic."""
-        return statistic[self.index]
+        return statistic.index_select(0, self.index)
 
     def _reduced(self, statistic: Tensor, op: str = "sum") -> Tensor:
         """A statistic [n, ...] of this rank's values, made that of all ranks' in place."""

@@ -81,7 +81,7 @@ class Segments:
     @cached_property
     def positions(self) -> Tensor:
         """int64 [N]: 0, 1, ... within each piece."""
-        return torch.arange(self.size, device=self.offsets.device) - self.first[self.ids]
+        return torch.arange(self.size, device=self.offsets.device) - self.spread(self.first)
 
     @property
     def first(self) -> Tensor:
@@ -103,17 +103,20 @@ class Segments:
 
     def spread(self, values: Tensor) -> Tensor:
         """[n] -> [N]: each item gets its piece's value."""
-        return values[self.ids]
+        return values.index_select(0, self.ids)  # several times as fast as values[ids]
 
     def pad(self, x: Tensor) -> Tensor:
         """[N] -> [n, max_length], left-justified, zeros after each piece's end."""
-        padded = x.new_zeros(len(self), self.max_length)
-        padded[self.ids, self.positions] = x
-        return padded
+        padded = x.new_zeros(len(self) * self.max_length)
+        return padded.scatter_(0, self._places(), x).view(len(self), self.max_length)
 
     def unpad(self, padded: Tensor) -> Tensor:
         """[n, max_length] -> [N]: the inverse of `pad`."""
-        return padded[self.ids, self.positions]
+        return padded.reshape(-1).index_select(0, self._places())
+
+    def _places(self) -> Tensor:
+        """int64 [N]: where each item stands in a flattened [n, max_length]."""
+        return self.ids * self.max_length + self.positions
 
     def buckets(self) -> "Iterator[tuple[Segments, Tensor | slice]]":
         """The pieces sorted by length into few buckets, each with the items that it takes from the axis.
