@@ -18,6 +18,9 @@ from stepcredit.estimators.base import Assignment
 from stepcredit.ops import kernels
 from stepcredit.ops.kernels import choosing
 from stepcredit.ops.kernels.compiling import Kernel, flat
+from stepcredit.ops.returns import return_so_far, return_to_go
+from stepcredit.ops.segments import Segments
+from stepcredit.shaping.chunks import chunk_by_value
 from strategies import NAN, packed, padded, plain_batch
 
 pytest.importorskip("numba")
@@ -395,3 +398,37 @@ def test_a_numba_that_cannot_be_imported_leaves_torch(monkeypatch: pytest.Monkey
             GRPO()(batch)
     finally:
         choosing._broken.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("gamma", [1.0, 0.9, 0.0])
+def test_sums_and_cuts_along_rows_equal_loops(dtype: torch.dtype, gamma: float) -> None:
+    g = torch.Generator().manual_seed(5)
+    rows = Segments.from_lengths(torch.randint(1, 60, (40,), generator=g))
+    x = torch.randn(rows.size, generator=g).to(dtype)
+    u = torch.randint(0, 4, (rows.size,), generator=g) * 0.6 + 1e-9 * torch.randn(rows.size, generator=g).double()
+    edges = torch.rand(rows.size, generator=g) < 0.1
+    to_go, so_far, opens = [], [], []
+    for values, cut, edge in zip(*(t.split(rows.lengths.tolist()) for t in (x, u, edges)), strict=True):
+        row = values.tolist()
+        to_go += [sum(gamma ** (j - t) * row[j] for j in range(t, len(row))) for t in range(len(row))]
+        so_far += [sum(row[: t + 1]) for t in range(len(row))]
+        first = 0
+        for t, here in enumerate(cut.tolist()):
+            first = t if t == 0 or edge[t] or (t - first >= 3 and abs(here - cut[first]) > 1e-8) else first
+            opens.append(t == first)
+    accuracy = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
+    for choice in ("always", "never"):
+        with kernels.using(choice):
+            torch.testing.assert_close(return_to_go(x, rows, gamma), torch.tensor(to_go, dtype=dtype), **accuracy)
+            torch.testing.assert_close(return_so_far(x, rows), torch.tensor(so_far, dtype=dtype), **accuracy)
+            chunks = chunk_by_value(u, edges, rows, eta=1e-8, min_chunk=3)
+            assert chunks.offsets.tolist() == [*(j for j, new in enumerate(opens) if new), rows.size]
+
+
+def test_a_gradient_goes_through_torch() -> None:
+    x = torch.ones(5, requires_grad=True)
+    with kernels.using("always"):
+        return_to_go(x, Segments.from_lengths(torch.tensor([3, 2])), 0.5).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [1.0, 1.5, 1.75, 1.0, 1.5]

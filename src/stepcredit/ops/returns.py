@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from stepcredit.ops.kernels import along
 from stepcredit.ops.segments import Segments
 
 
@@ -27,6 +28,8 @@ def return_to_go(x: Tensor, rows: Segments, gamma: float = 1.0) -> Tensor:
         The return of reinforcement learning; with gamma = 1 the process form of GRPO (Shao et al., DeepSeekMath,
         arXiv 2402.03300, 4.1.3).
     """
+    if along.reads(x):
+        return along.return_to_go(x, rows.offsets, gamma)
     result = torch.empty_like(x)
     for part, items in rows.buckets():
         padded = part.pad(x[items])
@@ -53,6 +56,8 @@ def return_so_far(x: Tensor, rows: Segments) -> Tensor:
         >>> return_so_far(torch.tensor([1.0, 2.0, 3.0]), Segments.from_lengths(torch.tensor([2, 1]))).tolist()
         [1.0, 3.0, 3.0]
     """
+    if along.reads(x):
+        return along.return_so_far(x, rows.offsets)
     result = torch.empty_like(x)
     for part, items in rows.buckets():
         result[items] = part.unpad(part.pad(x[items]).cumsum(1))

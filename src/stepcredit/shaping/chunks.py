@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from stepcredit.ops.groups import Pool
+from stepcredit.ops.kernels import along
 from stepcredit.ops.segments import Segments
 
 
@@ -35,6 +36,8 @@ def chunk_by_value(u: Tensor, boundaries: Tensor, rows: Segments, *, eta: float 
     Reference:
         PASS, arXiv 2606.29296, eq. 6 and algorithm 2. ``min_chunk`` is an addition.
     """
+    if along.reads(u):
+        return Segments.from_starts(along.chunk_starts(u, boundaries, rows.offsets, eta, min_chunk))
     forced = boundaries.clone()
     forced[rows.first] = True
     jump = torch.zeros_like(u)
