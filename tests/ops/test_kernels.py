@@ -11,13 +11,25 @@ import pytest
 import torch
 
 from schemes import SCHEMES
-from stepcredit import ESTIMATORS, GRPO, PASS, RLOO, SPRO, GRPOProcess, InputError, RolloutBatch, StepCreditWarning
+from stepcredit import (
+    ESTIMATORS,
+    GRPO,
+    PASS,
+    PRIME,
+    RLOO,
+    SPRO,
+    GRPOProcess,
+    InputError,
+    REINFORCEpp,
+    RolloutBatch,
+    StepCreditWarning,
+)
 from stepcredit.errors import MissingExtraError
 from stepcredit.estimators import Estimator
 from stepcredit.estimators.base import Assignment
 from stepcredit.ops import kernels
 from stepcredit.ops.kernels import choosing
-from stepcredit.ops.kernels.compiling import Kernel, flat
+from stepcredit.ops.kernels.cpu.compiling import Kernel, array
 from stepcredit.ops.returns import return_so_far, return_to_go
 from stepcredit.ops.segments import Segments
 from stepcredit.shaping.chunks import chunk_by_value
@@ -25,9 +37,10 @@ from strategies import NAN, packed, padded, plain_batch
 
 pytest.importorskip("numba")
 
-COMPILED = ("grpo_process", "pass", "spro")
-WRITTEN = ("grpo", "dr_grpo", "rloo", "papo")
+COMPILED = ("grpo_process", "pass", "spro", "prime", "reinforce_pp")
+WRITTEN = ("grpo", "dr_grpo", "rloo", "papo", "gdpo")
 FREE = {"w_process", "w_outcome", "w_format", "std_eps", "correction", "singletons", "k", "eta", "beta", "norm_scope"}
+FREE |= {"token_baseline", "process_norm", "baseline", "whiten_over"}
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +133,9 @@ SIGNALS = {
 
 
 @pytest.mark.parametrize("fields", SIGNALS.values(), ids=list(SIGNALS))
-@pytest.mark.parametrize("estimator", [PASS(), GRPOProcess(), GRPOProcess(fusion="separate")], ids=str)
+@pytest.mark.parametrize(
+    "estimator", [PASS(), GRPOProcess(), GRPOProcess(fusion="separate"), PRIME(), REINFORCEpp()], ids=str
+)
 def test_threads_and_torch_agree_on_a_large_batch(estimator: Estimator, fields: list[str]) -> None:
     made = large(len(fields))
     given = ("response_mask", "group_ids", "rewards", "format_rewards", "row_mask")
@@ -274,16 +289,16 @@ def test_who_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     with kernels.using("always"):
         assert PASS().road(narrow) == "torch: kernels read float32 and float64; the batch has torch.bfloat16"
         assert PASS(chunk_value="sum").road(few) == "torch: there is none for chunk_value='sum'"
-        assert ESTIMATORS["prime"]().road(few) == "torch: PRIME has no kernel of its own"
+        assert type("Mine", (PASS,), {})().road(few) == "torch: Mine has no kernel of its own"
     with pytest.raises(InputError, match="`process_rewards` must be in the batch"):
         PASS().road(many)
     monkeypatch.setenv("STEPCREDIT_KERNELS", "never")
     assert GRPO().road(many) == "torch: kernels are switched off"
     monkeypatch.setenv("STEPCREDIT_KERNELS", "sometimes")
-    with pytest.raises(InputError, match="`STEPCREDIT_KERNELS` must be one of auto, always, never; got 'sometimes'"):
+    with pytest.raises(InputError, match="must be one of auto, always, never, interpreted; got 'sometimes'"):
         GRPO().road(many)
     monkeypatch.delenv("STEPCREDIT_KERNELS")
-    monkeypatch.setattr(choosing, "_installed", lambda: False)
+    monkeypatch.setattr(choosing, "_installed", lambda _: False)
     assert GRPO().road(many) == "torch: numba is not installed"
     with kernels.using("always"), pytest.raises(MissingExtraError, match=r"stepcredit\[fast\]"):
         GRPO().road(many)
@@ -306,7 +321,7 @@ def test_where_no_cache_can_be_written_a_kernel_compiles_all_the_same(monkeypatc
             x[i] += 1
 
     x = torch.zeros(3)
-    Kernel(plus_one).run(3, 3, flat(x))
+    Kernel(plus_one).run(3, 3, array(x))
     assert x.tolist() == [1, 1, 1]
 
 
@@ -388,7 +403,7 @@ def test_out_that_overlaps_a_row_field_is_seen() -> None:
 def test_a_numba_that_cannot_be_imported_leaves_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     choosing._broken.cache_clear()
     monkeypatch.setitem(sys.modules, "numba", None)  # importing it raises ImportError, and it is still found
-    monkeypatch.setattr(choosing, "_installed", lambda: True)
+    monkeypatch.setattr(choosing, "_installed", lambda _: True)
     try:
         assert "numba cannot be imported" in (choosing.refusal(10**6, torch.device("cpu")) or "")
         batch = RolloutBatch(torch.ones(4, 8192, dtype=torch.bool), torch.tensor([0, 0, 1, 1]), torch.rand(4))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stepcredit.errors import InputError
 from stepcredit.ops import kernels
-from stepcredit.ops.kernels.rows import Rows
+from stepcredit.ops.kernels.operands import Rows
 from stepcredit.ops.segments import Segments
 
 
@@ -57,7 +57,7 @@ class Layout:
     def lengths(self) -> Tensor:
         """int64 [batch], the response tokens of each row; 0 for one that is masked out."""
         if kernels.refusal(self.response_mask.numel(), self.device) is None:
-            return torch.from_numpy(self.in_place.length)
+            return self.in_place.length
         if self.cu_seqlens is None:
             return self.counted.sum(1)
         sequences = torch.arange(self.cu_seqlens.numel() - 1, device=self.device)
@@ -111,7 +111,7 @@ class Layout:
         """[R] -> a token tensor: each rollout's number on its response tokens, 0 elsewhere; ``out``, returned."""
         by_row = self.by_row(values.to(out.dtype))
         if kernels.refusal(out.numel(), self.device) is None:
-            self.in_place.spread(by_row, out)
+            kernels.package(self.device).spread(by_row, self.in_place, out)
             return out
         if self.cu_seqlens is None:
             by_token = by_row[:, None]

@@ -189,8 +189,8 @@ class RolloutBatch:
     ) -> "RolloutBatch":
         """The batch of fields whose values the caller has checked, or has from a batch that did.
 
-        Names, kinds, shapes, devices and ``cu_seqlens`` are still held to their rules; no other value is read. What the
-        constructor would refuse gives credit that means nothing. `replace` checks the values of what it makes.
+        Names, kinds, shapes, devices, and on the CPU ``cu_seqlens``, are held to their rules; no other value is read,
+        no GPU waited for. What the constructor would refuse gives credit that means nothing. `replace` checks values.
 
         The arguments are the constructor's, ``cu_seqlens`` for the packed layout.
 
@@ -202,7 +202,7 @@ class RolloutBatch:
         batch = object.__new__(cls)
         for name in cls.__dataclass_fields__:
             object.__setattr__(batch, name, given.get(name))
-        batch._check_forms()
+        batch._check_forms(trusted=True)
         return batch
 
     def __post_init__(self) -> None:
@@ -210,7 +210,7 @@ class RolloutBatch:
         self._check_forms()
         check_values(self)
 
-    def _check_forms(self) -> None:
+    def _check_forms(self, *, trusted: bool = False) -> None:
         mask = self._set("response_mask", "bool", None)
         groups = self._set("group_ids", "int", mask.device)
         if self.cu_seqlens is None:
@@ -220,7 +220,7 @@ class RolloutBatch:
         else:
             cu_seqlens = self._set("cu_seqlens", "int", mask.device)
             checks.check_shape("response_mask", mask, torch.Size([mask.numel()]), "[tokens]")
-            checks.check_cu_seqlens(cu_seqlens, mask.numel())
+            checks.check_cu_seqlens(cu_seqlens, mask.numel(), trusted=trusted)
             batch = torch.Size([cu_seqlens.numel() - 1])
         checks.check_shape("group_ids", groups, batch, "[batch]")
         for names, shape, axes in ((ROW_FIELDS, batch, "[batch]"), (TOKEN_FIELDS, mask.shape, self._token_axes)):

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from stepcredit.batch import checks
-from stepcredit.ops.kernels.checks import all_below, signal_is_sound
-from stepcredit.ops.kernels.choosing import readable
-from stepcredit.ops.kernels.moments import Signal
+from stepcredit.ops.kernels.choosing import package, readable
+from stepcredit.ops.kernels.operands import Signal, flat
 
 if TYPE_CHECKING:
     from stepcredit.batch.rollout_batch import RolloutBatch
@@ -50,8 +49,9 @@ def _sound(batch: "RolloutBatch", logprobs: list[Tensor]) -> bool:
     fields = logprobs if signal is None else [signal, *logprobs]
     if readable(layout.response_mask.numel(), layout.device, *fields) is not None:
         return False
-    rows = layout.in_place
-    if batch.step_ids is None and batch.process_mask is None:
-        return all(all_below(x, checks.LARGEST, rows) for x in fields)
-    given = Signal.of(signal, batch.step_ids, batch.process_mask)
-    return signal_is_sound(given, checks.LARGEST, rows) and all(all_below(x, checks.LARGEST, rows) for x in logprobs)
+    rows, kernels = layout.in_place, package(layout.device)
+    if batch.step_ids is not None or batch.process_mask is not None:
+        if not kernels.signal_is_sound(Signal.of(signal, batch.step_ids, batch.process_mask), checks.LARGEST, rows):
+            return False
+        fields = logprobs
+    return all(kernels.all_below(flat(x), checks.LARGEST, rows) for x in fields)

@@ -14,12 +14,11 @@ from stepcredit.batch import Credit, RolloutBatch
 from stepcredit.batch.layout import Layout
 from stepcredit.errors import InputError
 from stepcredit.estimators.compacted import Compacted
+from stepcredit.estimators.in_place import InPlace, Kernel, Writing
 from stepcredit.ops.groups import ProcessGroup, check_ranks_agree
 from stepcredit.ops.kernels import refusal
 from stepcredit.ops.scaling import LinearMap
 from stepcredit.options import Options
-
-Writer = Callable[[Tensor], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +41,10 @@ class Assignment:
     def linear(cls, streams: Mapping[str, Tensor], shape: LinearMap, **more: Any) -> "Assignment":
         """Credit that is a linear map of a sum of streams: the streams' own images are its terms."""
         return cls(shape(total(streams)), lambda: {name: shape(x) for name, x in streams.items()}, **more)
+
+    def writing(self, write: Callable[[Tensor, Tensor], None]) -> Writing:
+        """The same numbers, a rollout or a token, for kernels that write such ones."""
+        return Writing(self.advantages, self.terms, write, self.counts)
 
 
 def total(streams: Mapping[str, Tensor]) -> Tensor:
@@ -103,21 +106,28 @@ class Estimator(Options, ABC):
         layout, dtype = batch.layout, batch.dtype
         out = layout.empty(dtype) if out is None else out
         with torch.no_grad():
-            view = Compacted(batch, process_group)
-            sizes = view.groups.count
-            write = "`out` overwrites the batch" if _shares_memory(out, batch) else self._own_kernel(view)
+            place = InPlace(batch, process_group)
+            write = "`out` overwrites the batch" if _shares_memory(out, batch) else self._own_kernel(place)
             if isinstance(write, str):
+                view = Compacted(batch, process_group)
+                sizes = view.groups.count
                 assigned = cache(partial(self.assign, view))
-                advantages = self._place(assigned().advantages, layout, out)
-                found = assigned().counts
+                whole, streams, found = assigned().advantages, assigned().terms, assigned().counts
+                put: Callable[[Any, Tensor], None] = partial(self._place, layout)
             else:
-                assigned = cache(partial(self.assign, Compacted(batch, quiet=True)))  # for its terms, should one ask
-                found, advantages = write(out), out
+                sizes = place.sizes
+                assigned = cache(partial(self.assign, Compacted(batch, quiet=True)))  # for segments, should one ask
+                writing = write()
+                whole, streams, found, put = writing.whole, writing.streams, writing.counts, writing.write
+            put(whole, out)
 
         def terms() -> dict[str, Tensor]:
+            found = {}
             with torch.no_grad():
-                named = assigned().terms().items()
-                return {name: self._place(x, layout, layout.empty(dtype)) for name, x in named}
+                for name, x in streams().items():
+                    found[name] = layout.empty(dtype)
+                    put(x, found[name])
+            return found
 
         def segment_ids() -> Tensor:
             named = assigned().segment_ids
@@ -125,6 +135,8 @@ class Estimator(Options, ABC):
             return layout.unpack(ids, fill=-1, out=layout.empty(torch.int64))
 
         def counts() -> dict[str, int]:
+            while place.later:
+                place.later.pop()()
             unscored = layout.live.numel() - int(torch.count_nonzero(layout.rows.sum(batch.covered.long())))
             return {
                 "excluded_rows": len(batch) - layout.live.numel(),
@@ -134,7 +146,7 @@ class Estimator(Options, ABC):
                 **{name: int(count) for name, count in found.items()},
             }
 
-        return Credit(advantages, terms, segment_ids, counts)
+        return Credit(out, terms, segment_ids, counts)
 
     def _problem(self, batch: RolloutBatch, out: Tensor | None) -> InputError | None:
         """What is wrong with the arguments, raised only once the other ranks know."""
@@ -150,17 +162,18 @@ class Estimator(Options, ABC):
             return error
         return None
 
-    def _place(self, values: Tensor, layout: Layout, out: Tensor) -> Tensor:
+    def _place(self, layout: Layout, values: Tensor, out: Tensor) -> None:
         """Values a token where they belong; of a scheme that is `per_rollout` also values a rollout, on its tokens."""
         if self.per_rollout and values.numel() == layout.live.numel():
-            return layout.spread(values, out=out)
-        return layout.unpack(values, fill=0.0, out=out)
+            layout.spread(values, out=out)
+        else:
+            layout.unpack(values, fill=0.0, out=out)
 
-    def _own_kernel(self, view: Compacted) -> Writer | str:
+    def _own_kernel(self, place: InPlace) -> Kernel | str:
         """The class's own kernel: one that it inherits would not know what it does otherwise."""
         if "kernel" not in type(self).__dict__:
             return f"{type(self).__name__} has no kernel of its own"
-        return self.kernel(view)
+        return self.kernel(place)
 
     def road(self, batch: RolloutBatch, process_group: ProcessGroup | None = None) -> str:
         """How a call on this batch would go: "kernels", or "torch: " and why kernels do not run.
@@ -175,18 +188,17 @@ class Estimator(Options, ABC):
         problem = self._problem(batch, None)
         if problem is not None:
             raise problem
-        if self.per_rollout:
+        found = self._own_kernel(InPlace(batch, process_group))
+        why = found if isinstance(found, str) else None
+        if why is not None and self.per_rollout:  # kernels still write what torch assigned
             why = refusal(batch.response_mask.numel(), batch.response_mask.device)
-        else:
-            found = self._own_kernel(Compacted(batch, process_group))
-            why = found if isinstance(found, str) else None
         return "kernels" if why is None else f"torch: {why}"
 
-    def kernel(self, view: Compacted) -> Writer | str:  # noqa: ARG002 - what a scheme of one's own reads
+    def kernel(self, place: InPlace) -> Kernel | str:  # noqa: ARG002 - what a scheme of one's own reads
         """A compiled form of `assign` for this batch; or why there is none, and torch runs.
 
-        It writes the advantages to a token tensor, 0 off the response tokens, and gives the `Assignment.counts`. The
-        rest of the assignment is computed should one ask for it. Made without a collective and without reading a token.
+        Found without a collective and without reading a token; what it gives, when it is called, may read the batch.
+        Written once for all devices: ``place.kernels`` are those of the batch's, and nothing waits for a GPU's numbers.
         """
         return f"{type(self).__name__} has no kernel of its own"
 

@@ -7,16 +7,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from stepcredit.batch import RolloutBatch
 from stepcredit.batch.layout import Steps
-from stepcredit.errors import InputError, StepCreditWarning
-from stepcredit.ops.groups import Pool, ProcessGroup
+from stepcredit.errors import StepCreditWarning
+from stepcredit.estimators.rollout_view import RolloutView
+from stepcredit.ops.groups import Pool
 from stepcredit.ops.segments import Segments
 from stepcredit.shaping.chunks import change_points
 
 
 @dataclass(frozen=True, eq=False)
-class Compacted:
+class Compacted(RolloutView):
     """A batch without what does not count: R live rollouts, N response tokens, M steps of the process signal.
 
     Per-rollout tensors are float64 [R], per-token ones float64 [N], per-step ones float64 [M]. The pools reach over
@@ -28,8 +28,6 @@ class Compacted:
         quiet: Give no warnings: they were given.
     """
 
-    batch: RolloutBatch
-    process_group: ProcessGroup | None = None
     quiet: bool = False
 
     @property
@@ -45,7 +43,11 @@ class Compacted:
     @cached_property
     def groups(self) -> Pool:
         """The group of each of the R rollouts."""
-        return Pool.of(self.batch.group_ids[self.batch.layout.live], self.process_group)
+        return Pool.of(self.of_rollouts(self.batch.group_ids), self.process_group)
+
+    def of_rollouts(self, x: Tensor) -> Tensor:
+        """[batch] -> [R]: the rows that count."""
+        return x[self.batch.layout.live]
 
     @cached_property
     def token_groups(self) -> Pool:
@@ -73,17 +75,6 @@ class Compacted:
         return self.batch.layout.pack(getattr(self.batch, name)).double()
 
     @cached_property
-    def channels(self) -> dict[str, Tensor]:
-        """The reward channels that the batch has: "outcome", "format", the extra ones by name; float64 [R] each.
-
-        Extra ones are sorted, so that ranks whose dicts were filled in another order reduce the same things.
-        """
-        batch = self.batch
-        extra = sorted((batch.extra_rewards or {}).items())
-        named = {"outcome": batch.rewards, "format": batch.format_rewards, **dict(extra)}
-        return {name: self._live(x) for name, x in named.items() if x is not None}
-
-    @cached_property
     def signal(self) -> Tensor:
         """float64 [N]: the process signal, 0 on the tokens that it does not cover."""
         return torch.where(self.batch.covered, self.per_token("process_rewards"), 0.0)
@@ -106,41 +97,27 @@ class Compacted:
             return
         if bool((self.signal == self.signal[0]).all()):
             return
-        warn_of_pieces(int(change_points(self.signal, self.rows).sum()) - len(self.rows), self.rows)
-
-    @cached_property
-    def correct(self) -> Tensor:
-        """Which rollouts are correct, bool [R]; by default those with a positive outcome reward."""
-        live = self.batch.layout.live
-        if self.batch.correct is not None:
-            return self.batch.correct[live]
-        if self.batch.rewards is None:
-            raise InputError("`correct` must be given when the batch has no `rewards` to read it from; got None.")
-        return self.batch.rewards[live] > 0
-
-    @cached_property
-    def violates(self) -> Tensor | None:
-        """Which rollouts break the format, bool [R]; None if the batch does not say."""
-        if self.batch.format_ok is not None:
-            return ~self.batch.format_ok[self.batch.layout.live]
-        return None if self.batch.format_rewards is None else ~(self.channels["format"] > 0)
+        changes = int(change_points(self.signal, self.rows).sum()) - len(self.rows)
+        warn_of_pieces(changes, self.rows.size - len(self.rows))
 
     def at_last_token(self, x: Tensor) -> Tensor:
         """[R] -> [N]: each rollout's value on its last token, 0 elsewhere."""
         return x.new_zeros(self.rows.size).index_copy_(0, self.rows.last, x)
 
-    def _live(self, x: Tensor) -> Tensor:
-        return x[self.batch.layout.live].double()
 
+def warn_of_pieces(changes: int, pairs: int, stacklevel: int = 5) -> None:
+    """Warns of a token-level signal that varies, but changes only so many times at so many boundaries within rows.
 
-def warn_of_pieces(changes: int, rows: Segments) -> None:
-    """Warns of a token-level signal that varies, but changes within the rows only so many times."""
-    pairs = rows.size - len(rows)
+    Args:
+        changes: How often.
+        pairs: At how many boundaries.
+        stacklevel: How many calls away whoever called the estimator is.
+    """
     if changes < pairs / 2:
         warnings.warn(
             f"`process_rewards` changes at {changes} of {pairs} token boundaries, like step scores spread "
             "over tokens, but `step_ids` is None: every token counts as a step of its own. "
             "Pass `step_ids` for step scores.",
             StepCreditWarning,
-            stacklevel=5,
+            stacklevel=stacklevel,
         )

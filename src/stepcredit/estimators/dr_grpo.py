@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from stepcredit.estimators.base import Assignment
-from stepcredit.estimators.compacted import Compacted
+from stepcredit.estimators.in_place import InPlace, Kernel
 from stepcredit.estimators.reward_sum import RewardSum
+from stepcredit.estimators.rollout_view import RolloutView
 from stepcredit.ops.scaling import center, on_rollouts
 
 
@@ -37,7 +38,11 @@ class DrGRPO(RewardSum):
         """All tokens of a rollout get one number."""
         return True
 
-    def assign(self, view: Compacted) -> Assignment:
+    def assign(self, view: RolloutView) -> Assignment:
         """The centered reward, on every token."""
         per_rollout = on_rollouts(lambda x: center(x, view.groups), view.groups, self.singletons)
         return Assignment.linear(self.weighted(view), per_rollout)
+
+    def kernel(self, place: InPlace) -> Kernel | str:
+        """The same, of all rows where they stand."""
+        return place.refusal() or (lambda: self.assign(place).writing(place.spread))

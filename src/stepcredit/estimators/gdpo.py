@@ -8,9 +8,12 @@ from torch import Tensor
 
 from stepcredit.estimators.base import Assignment, total
 from stepcredit.estimators.compacted import Compacted
+from stepcredit.estimators.in_place import InPlace, Kernel
 from stepcredit.estimators.reward_sum import RewardSum
+from stepcredit.estimators.rollout_view import RolloutView
+from stepcredit.estimators.whitened import whitened_rows
 from stepcredit.ops.groups import Pool
-from stepcredit.ops.scaling import LinearMap, on_rollouts, standardizer
+from stepcredit.ops.scaling import LinearMap, by_deviation, on_rollouts, standardizer
 from stepcredit.options import option
 
 
@@ -63,17 +66,30 @@ class GDPO(RewardSum):
 
     def assign(self, view: Compacted) -> Assignment:
         """The channels' z-scores summed, and the sum's z-score over the batch."""
+        if self.whiten_over == "rollouts":
+            return self._over_rollouts(view)
+        channels = {name: view.rows.spread(x) for name, x in self._standardized(view).items()}
+        return Assignment.linear(channels, self._scale(total(channels), view.token_groups.merged()))
+
+    def kernel(self, place: InPlace) -> Kernel | str:
+        """The same, of all rows where they stand."""
+        if self.whiten_over == "rollouts":
+            return place.refusal() or (lambda: self._over_rollouts(place).writing(place.spread))
+        rule = by_deviation(self.std_eps)
+        return place.refusal() or (lambda: whitened_rows(place, self._standardized(place), rule, self.correction))
+
+    def _over_rollouts(self, view: RolloutView) -> Assignment:
+        channels = self._standardized(view)
+        return Assignment.linear(channels, self._scale(total(channels), view.groups.merged()))
+
+    def _standardized(self, view: RolloutView) -> dict[str, Tensor]:
+        """Each weighted channel's z-score in its group, float64 [R]."""
         channels = {}
         for name, weight in self.weights(view).items():
             x = view.channels[name]
             z = self._scale(x, view.groups)
             channels[name] = weight * on_rollouts(z, view.groups, self.singletons)(x)
-        if self.whiten_over == "tokens":
-            channels = {name: view.rows.spread(x) for name, x in channels.items()}
-            batch = view.token_groups.merged()
-            return Assignment.linear(channels, self._scale(total(channels), batch))
-        z = self._scale(total(channels), view.groups.merged())
-        return Assignment.linear(channels, z)
+        return channels
 
     def _scale(self, x: Tensor, pool: Pool) -> LinearMap:
         return standardizer(x, pool, std_eps=self.std_eps, correction=self.correction)

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from stepcredit.estimators.base import Assignment, total
-from stepcredit.estimators.compacted import Compacted
+from stepcredit.estimators.in_place import InPlace, Kernel
 from stepcredit.estimators.reward_sum import RewardSum
+from stepcredit.estimators.rollout_view import RolloutView
 from stepcredit.ops.scaling import on_rollouts, standardizer
 from stepcredit.options import option
 
@@ -46,9 +47,13 @@ class GRPO(RewardSum):
         """All tokens of a rollout get one number."""
         return True
 
-    def assign(self, view: Compacted) -> Assignment:
+    def assign(self, view: RolloutView) -> Assignment:
         """The standardized reward, on every token."""
         rewards = self.weighted(view)
         z = standardizer(total(rewards), view.groups, std_eps=self.std_eps, correction=self.correction)
         per_rollout = on_rollouts(z, view.groups, self.singletons)
         return Assignment.linear(rewards, per_rollout)
+
+    def kernel(self, place: InPlace) -> Kernel | str:
+        """The same, of all rows where they stand."""
+        return place.refusal() or (lambda: self.assign(place).writing(place.spread))

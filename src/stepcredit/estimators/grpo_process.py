@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from stepcredit.estimators.base import Assignment, Writer
+from stepcredit.estimators.base import Assignment
 from stepcredit.estimators.compacted import Compacted
-from stepcredit.estimators.in_place import InPlace, beyond_kernels
+from stepcredit.estimators.in_place import InPlace, Kernel, Writing
 from stepcredit.estimators.streams import StreamScheme
-from stepcredit.ops.kernels.density import return_to_go_of_steps
 from stepcredit.ops.returns import return_to_go
 from stepcredit.shaping.fusion import scale_in_union
 
@@ -71,26 +70,19 @@ class GRPOProcess(StreamScheme):
         view.warn_if_piecewise_constant()
         return Assignment.linear(streams, lambda x: return_to_go(x, view.rows), segment_ids=lambda: view.step_ids)
 
-    def kernel(self, view: Compacted) -> Writer | str:
+    def kernel(self, place: InPlace) -> Kernel | str:
         """The same in two passes, where each stream has its own pool."""
         fusion = "separate" if self.fusion == "process" else self.fusion
         known = {"norm": (self.norm, "masked_norm"), "fusion": (fusion, "separate")}
-        why = beyond_kernels(view, "process_rewards", **known)
-        if why is not None:
-            return why
+        return place.refusal("process_rewards", **known) or partial(self._writing, place)
 
-        def write(out: Tensor) -> Mapping[str, Tensor]:
-            place = InPlace(view)
-            center, scale = place.moments.scale(view.groups, std_eps=self.std_eps, correction=self.correction)
-            each = torch.zeros_like(scale)
-            if self.fusion == "separate":
-                each = sum((self.weights[name] * x for name, x in self.scaled_channels(view).items()), start=each)
-            place.warn_if_piecewise_constant()
-            line = place.line(center, self.w_process * scale, each)
-            return_to_go_of_steps(place.signal, line, place.rows, out)
-            return {}
-
-        return write
+    def _writing(self, place: InPlace) -> Writing:
+        center, scale = place.moments.scale(place.groups, std_eps=self.std_eps, correction=self.correction)
+        streams = {"process": self.w_process * scale}
+        if self.fusion == "separate":
+            streams |= {name: self.weights[name] * x for name, x in self.scaled_channels(place).items()}
+        place.warn_if_piecewise_constant()
+        return place.lines(center, streams, place.kernels.return_to_go_of_steps)
 
     def _fused(self, view: Compacted) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weighted streams that live on steps, float64 [M], and those that live on rollouts, float64 [R]."""

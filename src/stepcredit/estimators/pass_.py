@@ -8,12 +8,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from stepcredit.estimators.base import Assignment, Writer, total
+from stepcredit.estimators.base import Assignment, total
 from stepcredit.estimators.compacted import Compacted
-from stepcredit.estimators.in_place import InPlace, beyond_kernels
+from stepcredit.estimators.in_place import InPlace, Kernel, Writing
+from stepcredit.estimators.rollout_view import RolloutView
 from stepcredit.estimators.streams import StreamScheme
-from stepcredit.ops.kernels.chunks import divide_length_of_chunks
-from stepcredit.ops.kernels.density import divide_length_of_steps
+from stepcredit.ops.kernels.operands import Line, Rows, Signal
 from stepcredit.ops.segments import Segments
 from stepcredit.options import option
 from stepcredit.shaping.chunks import change_points, chunk_by_value, group_average
@@ -110,33 +110,32 @@ class PASS(StreamScheme):
             counts=_violating_groups(view, of_rollouts),
         )
 
-    def kernel(self, view: Compacted) -> Writer | str:
+    def kernel(self, place: InPlace) -> Kernel | str:
         """The same in two passes."""
         known: dict[str, tuple[object, object]] = {"norm": (self.norm, "masked_norm")}
         known |= {"fusion": (self.fusion, "separate"), "chunking": (self.chunking, "value")}
         known |= {"chunk_value": (self.chunk_value, "last")}
         known |= {"dl_scope": (self.dl_scope, "fused")}
-        if view.batch.step_ids is None:
+        if place.batch.step_ids is None:
             known["min_chunk"] = (self.min_chunk, 1)
-        why = beyond_kernels(view, "process_rewards", **known)
-        return partial(self._write, view) if why is None else why
+        return place.refusal("process_rewards", **known) or partial(self._writing, place)
 
-    def _write(self, view: Compacted, out: Tensor) -> Mapping[str, Tensor]:
-        place = InPlace(view)
-        center, scale = place.moments.scale(view.groups, std_eps=self.std_eps, correction=self.correction)
-        scaled = self.scaled_channels(view)
-        gated = view.violates if "format" in scaled else None
+    def _writing(self, place: InPlace) -> Writing:
+        center, scale = place.moments.scale(place.groups, std_eps=self.std_eps, correction=self.correction)
+        scaled = self.scaled_channels(place)
+        gated = place.violates if "format" in scaled else None
         streams = advantage_fusion({"process": scale, **scaled}, self.weights, gated)
-        slope = streams.pop("process")
-        each = sum(streams.values(), start=torch.zeros_like(slope))
-        line, divisors = place.line(center, slope, each), place.divisors(self.k)
-        if view.batch.step_ids is not None:
-            divide_length_of_steps(place.signal, line, divisors, place.rows, out)
-        else:
-            place.warn_if_piecewise_constant()
-            cut, eta = place.by_row(scale), self._tolerance(view)
-            divide_length_of_chunks(place.signal, line, cut, divisors, place.grouped, out, eta=eta)
-        return _violating_groups(view, scaled)
+        kernels, divisors = place.kernels, place.divisors(self.k)
+        place.warn_if_piecewise_constant()
+
+        def write(signal: Signal, line: Line, rows: Rows, out: Tensor) -> None:
+            if signal.steps is not None:
+                kernels.divide_length_of_steps(signal, line, divisors, rows, out)
+            else:
+                eta = self._tolerance(place)
+                kernels.divide_length_of_chunks(signal, line, scale, divisors, place.grouped, out, eta=eta)
+
+        return place.lines(center, streams, write, counts=_violating_groups(place, scaled))
 
     def _chunks(self, view: Compacted, s: Tensor) -> Segments:
         """Chunk-by-Value, from the raw signal in step mode and its group average in token mode."""
@@ -150,12 +149,12 @@ class PASS(StreamScheme):
         u = torch.where(view.batch.covered, u, 0.0)  # an uncovered run is one chunk, whatever its peers' signal
         return chunk_by_value(u, edges, view.rows, eta=self._tolerance(view), min_chunk=self.min_chunk)
 
-    def _tolerance(self, view: Compacted) -> float:
+    def _tolerance(self, view: RolloutView) -> float:
         exact = view.batch.process_rewards is not None and view.batch.process_rewards.dtype == torch.float64
         return self.eta if exact else max(self.eta, self.eta_float32)
 
 
-def _violating_groups(view: Compacted, scaled: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _violating_groups(view: RolloutView, scaled: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """int64 []: groups that hold format violators alone, with scaled format rewards of 0: nothing pushes them back."""
     if "format" not in scaled:
         return {}

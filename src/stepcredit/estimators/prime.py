@@ -2,15 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from stepcredit.estimators.base import Assignment, Estimator, total
 from stepcredit.estimators.compacted import Compacted
+from stepcredit.estimators.in_place import InPlace, Kernel, Writing
+from stepcredit.estimators.whitened import whitened_returns
+from stepcredit.ops.kernels.operands import Line
 from stepcredit.ops.returns import return_to_go
-from stepcredit.ops.scaling import leave_one_out, whitener
-from stepcredit.shaping.token_baseline import TokenBaseline, token_leave_one_out
+from stepcredit.ops.scaling import by_whitening, leave_one_out, whitener
+from stepcredit.shaping.token_baseline import TokenBaseline, baseline_of_means, token_leave_one_out
 
 PROCESS_NORM_EPS = 1e-6
 
@@ -58,10 +63,32 @@ class PRIME(Estimator):
         """Both sources' returns, summed one to one and whitened."""
         outcome = leave_one_out(view.channels["outcome"], view.groups)
         returns = {
-            "outcome": return_to_go(view.at_last_token(outcome), view.rows),
+            "outcome": view.rows.spread(outcome),  # what stands on the last token comes back to all of them
             "process": return_to_go(self._centered_process(view), view.rows),
         }
         return Assignment.linear(returns, whitener(total(returns), view.token_groups.merged()))
+
+    def kernel(self, place: InPlace) -> Kernel | str:
+        """The same in three passes."""
+        return place.refusal("process_rewards") or partial(self._whitened_returns, place)
+
+    def _whitened_returns(self, place: InPlace) -> Writing:
+        """The last token's reward is taken from each token's sum, as if it were 0 where it stands."""
+        signal, rows = place.signal_by_token, place.rows
+        nothing = torch.zeros_like(rows.length, dtype=torch.float64)
+        last = place.at_last_token(signal)
+        raw = place.kernels.returns(signal, Line(nothing, nothing + 1, -last), rows)
+        norm = nothing + 1
+        if self.process_norm == "batch_max":
+            largest = torch.cat([nothing.new_zeros(1), raw.greatest, -raw.least]).max()
+            norm = torch.where(largest > 0, norm / (largest + PROCESS_NORM_EPS), 0.0)
+        scored = raw.count > 0
+        means = torch.where(scored, raw.whole * norm / raw.count.clamp(min=1), 0.0)
+        factor, baseline = baseline_of_means(means, scored, place.groups, self.token_baseline)
+        slope = factor * norm
+        process = Line(baseline / torch.where(norm > 0, norm, 1.0), slope, -last * slope)
+        outcome = {"outcome": leave_one_out(place.channels["outcome"], place.groups)}
+        return whitened_returns(place, signal, process, outcome, by_whitening, 1)
 
     def _centered_process(self, view: Compacted) -> Tensor:
         """b, float64 [N]: the scaled implicit reward minus its baseline, 0 where uncovered."""

@@ -2,15 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from stepcredit.estimators.base import Assignment, total
 from stepcredit.estimators.compacted import Compacted
+from stepcredit.estimators.in_place import InPlace, Kernel, Writing
 from stepcredit.estimators.reward_sum import RewardSum
+from stepcredit.estimators.rollout_view import RolloutView
+from stepcredit.estimators.whitened import whitened_returns, whitened_rows
+from stepcredit.ops.kernels.operands import Line
 from stepcredit.ops.returns import return_to_go
-from stepcredit.ops.scaling import center, on_rollouts, whitener
+from stepcredit.ops.scaling import by_whitening, center, on_rollouts, whitener
 from stepcredit.options import option
 
 
@@ -67,12 +73,37 @@ class REINFORCEpp(RewardSum):
         by_step = "process" in returns
         return Assignment.linear(returns, whole, segment_ids=(lambda: view.step_ids) if by_step else None)
 
-    def _centered_rewards(self, view: Compacted) -> dict[str, Tensor]:
+    def kernel(self, place: InPlace) -> Kernel | str:
+        """The same in two passes, of returns that are not discounted."""
+        if self.baseline:
+            return place.refusal() or (lambda: whitened_rows(place, self._centered(place), by_whitening, 1))
+        known = {"gamma": (self.gamma, 1.0)}
+        if place.batch.process_rewards is None:
+            return place.refusal(**known) or (lambda: whitened_rows(place, self.weighted(place), by_whitening, 1))
+        return place.refusal("process_rewards", **known) or partial(self._whitened_returns, place)
+
+    def _whitened_returns(self, place: InPlace) -> Writing:
+        nothing = torch.zeros_like(place.rows.length, dtype=torch.float64)
+        process = Line(nothing, nothing + self.w_process, nothing)
+        return whitened_returns(place, place.signal, process, self.weighted(place), by_whitening, 1)
+
+    def _centered(self, view: RolloutView) -> dict[str, Tensor]:
+        """Each weighted channel less its group's mean, float64 [R]."""
         per_rollout = on_rollouts(lambda x: center(x, view.groups), view.groups, self.singletons)
-        return {name: view.rows.spread(per_rollout(x)) for name, x in self.weighted(view).items()}
+        return {name: per_rollout(x) for name, x in self.weighted(view).items()}
+
+    def _centered_rewards(self, view: Compacted) -> dict[str, Tensor]:
+        return {name: view.rows.spread(x) for name, x in self._centered(view).items()}
 
     def _returns(self, view: Compacted) -> dict[str, Tensor]:
-        placed = {name: view.at_last_token(x) for name, x in self.weighted(view).items()}
+        found = {name: self._return_of(x, view) for name, x in self.weighted(view).items()}
         if view.batch.process_rewards is not None:
-            placed["process"] = view.steps.place(self.w_process * view.step_signal)
-        return {name: return_to_go(x, view.rows, self.gamma) for name, x in placed.items()}
+            placed = view.steps.place(self.w_process * view.step_signal)
+            found["process"] = return_to_go(placed, view.rows, self.gamma)
+        return found
+
+    def _return_of(self, reward: Tensor, view: Compacted) -> Tensor:
+        """A reward [R] on each response's last token, as a return [N]."""
+        if self.gamma == 1:
+            return view.rows.spread(reward)
+        return return_to_go(view.at_last_token(reward), view.rows, self.gamma)

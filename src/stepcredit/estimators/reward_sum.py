@@ -7,7 +7,7 @@ from torch import Tensor
 
 from stepcredit.errors import InputError
 from stepcredit.estimators.base import Estimator
-from stepcredit.estimators.compacted import Compacted
+from stepcredit.estimators.rollout_view import RolloutView
 from stepcredit.ops.scaling import Singletons
 from stepcredit.options import check_option
 
@@ -43,7 +43,7 @@ class RewardSum(Estimator):
             check_option(type(self).__name__, f"w_extra[{name!r}]", weight, float, {})
         object.__setattr__(self, "w_extra", dict(self.w_extra))
 
-    def weights(self, view: Compacted) -> dict[str, float]:
+    def weights(self, view: RolloutView) -> dict[str, float]:
         """The weight of each reward channel that takes part: those of weight 0 do not, unless all are 0."""
         unknown = sorted(set(self.w_extra) - set(view.batch.extra_rewards or {}))
         if unknown:
@@ -52,6 +52,6 @@ class RewardSum(Estimator):
         weights = {name: given.get(name, 1.0) for name in view.channels}
         return {name: w for name, w in weights.items() if w != 0} or {"outcome": 0.0}
 
-    def weighted(self, view: Compacted) -> dict[str, Tensor]:
+    def weighted(self, view: RolloutView) -> dict[str, Tensor]:
         """The weighted reward channels that take part, float64 [R] each; R_i is their sum."""
         return {name: w * view.channels[name] for name, w in self.weights(view).items()}

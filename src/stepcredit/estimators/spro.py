@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from stepcredit.estimators.base import Assignment, Estimator, Writer
+from stepcredit.estimators.base import Assignment, Estimator
 from stepcredit.estimators.compacted import Compacted
-from stepcredit.estimators.in_place import InPlace, beyond_kernels
-from stepcredit.ops.kernels.step_advantage import prefix_step_advantage
+from stepcredit.estimators.in_place import InPlace, Kernel, Writing
+from stepcredit.estimators.rollout_view import RolloutView
+from stepcredit.ops.kernels.operands import flat
 from stepcredit.ops.logprobs import log_ratio
 from stepcredit.ops.scaling import Singletons, on_rollouts, standardizer
 from stepcredit.options import option
@@ -81,22 +84,24 @@ class SPRO(Estimator):
         terms = {"outcome": view.rows.spread(self._outcome(view)), "process": msa}
         return Assignment.linear(terms, lambda x: x)
 
-    def kernel(self, view: Compacted) -> Writer | str:
+    def kernel(self, place: InPlace) -> Kernel | str:
         """The same in two passes over each group's rows."""
         known = {"attribution": (self.attribution, "prefix"), "column_std": (self.column_std, False)}
-        why = beyond_kernels(view, "old_logprobs", "ref_logprobs", **known, clip=(self.clip, None))
-        if why is not None:
-            return why
-        policy, ref = (getattr(view.batch, name) for name in ("old_logprobs", "ref_logprobs"))
+        why = place.refusal("old_logprobs", "ref_logprobs", **known, clip=(self.clip, None))
+        return why or partial(self._writing, place)
 
-        def write(out: Tensor) -> Mapping[str, Tensor]:
-            place = InPlace(view)
-            prefix_step_advantage(policy, ref, place.by_row(self._outcome(view)), place.grouped, out, beta=self.beta)
-            return {}
+    def _writing(self, place: InPlace) -> Writing:
+        policy, ref = (flat(getattr(place.batch, name)) for name in ("old_logprobs", "ref_logprobs"))
+        outcome = self._outcome(place)
+        streams = {"outcome": (outcome, 0.0), "process": (torch.zeros_like(outcome), self.beta)}
 
-        return write
+        def write(of: tuple[Tensor, float], out: Tensor) -> None:
+            each, beta = of
+            place.kernels.prefix_step_advantage(policy, ref, each, place.grouped, out, beta=beta)
 
-    def _outcome(self, view: Compacted) -> Tensor:
+        return Writing((outcome, self.beta), lambda: streams, write)
+
+    def _outcome(self, view: RolloutView) -> Tensor:
         """The outcome's z-score, float64 [R]."""
         r = view.channels["outcome"]
         z = standardizer(r, view.groups, std_eps=self.std_eps, correction=self.correction)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stepcredit.estimators.base import Estimator
 from stepcredit.estimators.compacted import Compacted
+from stepcredit.estimators.rollout_view import RolloutView
 from stepcredit.ops.scaling import Singletons, on_rollouts
 from stepcredit.options import option
 from stepcredit.shaping.fusion import Norm, Scaler, scaler
@@ -64,7 +65,7 @@ class StreamScheme(Estimator):
         """The step signal scaled over its group's steps, float64 [M]."""
         return self.scaler_of("process")(view.step_signal, view.step_groups)(view.step_signal)
 
-    def scaled_channels(self, view: Compacted) -> dict[str, Tensor]:
+    def scaled_channels(self, view: RolloutView) -> dict[str, Tensor]:
         """Outcome and format, those that the batch has, each scaled in its own pool; float64 [R]."""
         named = {name: view.channels[name] for name in ("outcome", "format") if name in view.channels}
         return {

@@ -12,7 +12,7 @@ from typing import Any
 from stepcredit.errors import InputError, StepCreditError
 from stepcredit.ops import kernels
 
-_PACKAGES = ("stepcredit", "torch", "numpy", "transformers", "trl", "verl", "ray", "numba", "vllm")
+_PACKAGES = ("stepcredit", "torch", "numpy", "transformers", "trl", "verl", "ray", "numba", "triton", "vllm")
 _PROBE = "import json; from stepcredit.adapters.verl.probing import registered; print('\\n' + json.dumps(registered()))"
 
 
@@ -36,8 +36,7 @@ def examine_machine() -> list[Finding]:
     import torch
 
     found = [Finding(name, None, _version(name)) for name in _PACKAGES]
-    why = kernels.refusal(kernels.LEAST_TOKENS, torch.device("cpu"))
-    found.append(Finding("kernels", None, f"run from {kernels.LEAST_TOKENS} token places on" if why is None else why))
+    found.append(Finding("kernels", None, "; ".join(_kernels(kind) for kind in ("cpu", "cuda"))))
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return [*found, Finding("devices", None, ", ".join(gpus) or f"no GPU; {torch.get_num_threads()} CPU threads")]
 
@@ -67,6 +66,17 @@ def examine_verl(overrides: Sequence[str] = (), *, workers: bool = True) -> list
 def plain(findings: Sequence[Finding]) -> dict[str, Any]:
     """The findings as plain values, with the verdict."""
     return {"ok": all(one.ok is not False for one in findings), "findings": [asdict(one) for one in findings]}
+
+
+def _kernels(kind: str) -> str:
+    """Whether a kind of device, if there is one, runs kernels, or why not."""
+    import torch
+
+    try:
+        why = kernels.refusal(kernels.LEAST_TOKENS, torch.device(kind))
+    except StepCreditError as error:
+        why = str(error)
+    return f"{kind}: " + (f"run from {kernels.LEAST_TOKENS} token places on" if why is None else why)
 
 
 def _version(package: str) -> str:

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stepcredit.errors import InputError
+from stepcredit.ops.kernels.choosing import interpreted
 
 ProcessGroup = dist.ProcessGroup
 
@@ -108,6 +109,7 @@ class Pool:
         shared: bool [n], the pools that several ranks hold values of; None if that was not asked.
         n_shared: The first so many pools are reduced over the ranks, and mean the same on all of them. The others hold
             values of this rank alone. None: all are reduced.
+        rest: Whether the last pool holds the values that do not count: it has numbers, which mean nothing.
 
     Example:
         >>> pool = Pool.of(torch.tensor([7, 3, 7]))
@@ -121,16 +123,46 @@ class Pool:
     count_dtype: torch.dtype = torch.int64
     shared: Tensor | None = None
     n_shared: int | None = None
+    rest: bool = False
 
     @classmethod
     def of(cls, labels: Tensor, process_group: ProcessGroup | None = None) -> "Pool":
         """One pool for each distinct label (int64 [M]) found on any rank, in the order of the labels."""
         if process_group is None:
+            rises = labels[1:] != labels[:-1]
+            if labels.numel() and bool((labels[1:] >= labels[:-1]).all()):  # as they mostly come: no need to sort
+                index = torch.cat([rises.new_zeros(1), rises]).cumsum(0)
+                return cls(index, int(index[-1]) + 1)
             unique, index = torch.unique(labels, return_inverse=True)
             return cls(index, unique.numel())
         gathered = _gather_ragged(torch.unique(labels), process_group)
         unique, holders = torch.unique(gathered, return_counts=True)
         return cls(torch.searchsorted(unique, labels), unique.numel(), process_group, shared=holders > 1)
+
+    @classmethod
+    def unread(cls, labels: Tensor, counts: Tensor) -> "Pool":
+        """One pool for each distinct label, without waiting for the device to say how many there are.
+
+        Args:
+            labels: int64 [M].
+            counts: bool [M]; where it is False, a value is in the `rest`.
+
+        Returns:
+            As many pools as labels and the `rest`; where that would be waited for, M + 1, of which those after the
+            last label's are empty, except the last.
+        """
+        if labels.device.type == "cpu" and not interpreted():
+            pool = cls.of(labels)
+            return cls(torch.where(counts, pool.index, pool.n), pool.n + 1, rest=True)
+        ascending, order = torch.sort(labels)
+        ranks = torch.zeros_like(order)
+        ranks[1:] = (ascending[1:] != ascending[:-1]).cumsum(0)
+        index = torch.empty_like(order).scatter_(0, order, ranks)
+        return cls(torch.where(counts, index, labels.numel()), labels.numel() + 1, rest=True)
+
+    def only(self, members: Tensor) -> "Pool":
+        """The same pools without the values that are no members (bool [M]): they go to the `rest`, which there is."""
+        return replace(self, index=torch.where(members, self.index, self.n - 1))
 
     def select(self, members: Tensor) -> "Pool":
         """The same pools for other values: ``members`` (int64 or bool index into M) names one of ours for each."""
@@ -158,13 +190,18 @@ class Pool:
         return Pool(first[self.index] + keys, n, self.process_group, count_dtype, n_shared=n_shared)
 
     def merged(self) -> "Pool":
-        """All values in one pool, over all ranks: the batch."""
+        """All values that count in one pool, over all ranks: the batch."""
+        if self.rest:
+            return Pool((self.index == self.n - 1).long(), 2, rest=True)
         return Pool(torch.zeros_like(self.index), 1, self.process_group)
 
     @cached_property
     def count(self) -> Tensor:
         """int64 [n]: how many values each pool holds."""
-        here = torch.bincount(self.index, minlength=self.n)
+        if self.index.is_cuda or self.rest:  # bincount waits for the device, to read the largest index
+            here = self.index.new_zeros(self.n).index_add_(0, self.index, torch.ones_like(self.index))
+        else:
+            here = torch.bincount(self.index, minlength=self.n)
         if self.process_group is None:
             return here
         return self._reduced(here.to(self.count_dtype)).long()

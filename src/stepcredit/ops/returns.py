@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stepcredit.ops.kernels import along
+from stepcredit.ops.kernels.cpu import along
 from stepcredit.ops.segments import Segments
 
 

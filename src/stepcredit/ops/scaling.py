@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stepcredit.ops.groups import Pool
+from stepcredit.ops.kernels.cpu import pools
 
 LinearMap = Callable[[Tensor], Tensor]
 Singletons = Literal["zero", "raw"]
@@ -20,6 +21,8 @@ WHITEN_VAR_EPS = 1e-8
 
 def center(x: Tensor, pool: Pool) -> Tensor:
     """``x - mean of x over its pool``; float [M] -> float [M], each pool sums to 0."""
+    if pool.process_group is None and pools.reads(x, small=pool.rest):
+        return pools.centered(x, pool.index, pool.n)
     return x - pool.spread(pool.mean(x))
 
 
@@ -53,8 +56,18 @@ def standardize(x: Tensor, pool: Pool, *, std_eps: float = 1e-6, correction: int
 
 def standardizer(x: Tensor, pool: Pool, *, std_eps: float = 1e-6, correction: int = 1) -> LinearMap:
     """The map ``part -> (part - mean part) / (std x + std_eps)``, which sends x to `standardize` of x."""
-    scale = _where_varied(x, pool, correction, lambda var: 1 / (var.pow(0.5) + std_eps))  # sqrt: threads for any size
+    scale = _where_varied(x, pool, correction, by_deviation(std_eps))
     return lambda part: center(part, pool) * pool.spread(scale)
+
+
+def by_deviation(std_eps: float) -> LinearMap:
+    """The rule variance -> scale of `standardizer`: one over the standard deviation plus ``std_eps``."""
+    return lambda variance: 1 / (variance.pow(0.5) + std_eps)  # not sqrt, which takes threads for any size
+
+
+def by_whitening(variance: Tensor) -> Tensor:
+    """The rule variance -> scale of `whitener`."""
+    return (variance + WHITEN_VAR_EPS).rsqrt()
 
 
 def whitener(x: Tensor, pool: Pool) -> LinearMap:
@@ -66,7 +79,7 @@ def whitener(x: Tensor, pool: Pool) -> LinearMap:
     Reference:
         The whitening of REINFORCE++ (arXiv 2501.03262) and PRIME (arXiv 2502.01456) as their public code has it.
     """
-    scale = _where_varied(x, pool, 1, lambda var: (var + WHITEN_VAR_EPS).rsqrt())
+    scale = _where_varied(x, pool, 1, by_whitening)
     return lambda part: center(part, pool) * pool.spread(scale)
 
 
@@ -137,7 +150,10 @@ def on_rollouts(operator: LinearMap, pool: Pool, singletons: Singletons) -> Line
 
 def _where_varied(x: Tensor, pool: Pool, correction: int, scale: Callable[[Tensor], Tensor]) -> Tensor:
     """``scale(variance)`` of each pool whose values vary, else 0; the values are compared before any arithmetic."""
-    varied = pool.varies(x) & (pool.count > correction)
+    if pool.process_group is None and pools.reads(x, small=pool.rest):
+        squares, varied = pools.squares(x, pool.index, pool.n)
+    else:
+        squares, varied = pool.sum(center(x, pool).square()), pool.varies(x)
+    varied &= pool.count > correction
     degrees = (pool.count - correction).clamp(min=1)
-    variance = pool.sum(center(x, pool).square()) / degrees
-    return torch.where(varied, scale(torch.where(varied, variance, 1.0)), 0.0)
+    return torch.where(varied, scale(torch.where(varied, squares / degrees, 1.0)), 0.0)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from stepcredit.ops.groups import Pool
-from stepcredit.ops.kernels import along
+from stepcredit.ops.kernels.cpu import along
 from stepcredit.ops.segments import Segments
 
 

@@ -45,11 +45,27 @@ def token_leave_one_out(
     sizes = rows.sum(covered.to(p.dtype))
     scored = sizes > 0
     means = torch.where(scored, rows.sum(p) / sizes.clamp(min=1), 0.0)
-    peers = groups.select(scored)
-    n = rows.spread(groups.spread(peers.count)).to(p.dtype)
+    factor, baseline = baseline_of_means(means, scored, groups, how)
+    return torch.where(covered, rows.spread(factor) * (p - rows.spread(baseline)), 0.0)
+
+
+def baseline_of_means(means: Tensor, scored: Tensor, groups: Pool, how: TokenBaseline) -> tuple[Tensor, Tensor]:
+    """The numbers a response of `token_leave_one_out`: ``b[i, t] = factor[i] (p[i, t] - baseline[i])``.
+
+    Args:
+        means: float64 [R], m; 0 for a response without a reward.
+        scored: bool [R], the responses that have one.
+        groups: The group of each response.
+        how: As there.
+
+    Returns:
+        Two float64 [R]; the factor is 0 in a group with one scored response.
+    """
+    n = groups.spread(groups.sum(scored.to(means.dtype)))
+    sums = groups.spread(groups.sum(means))
+    others = (n - 1).clamp(min=1)
     if how == "code":
-        b = n / (n - 1).clamp(min=1) * (p - rows.spread(groups.spread(peers.mean(means[scored]))))
+        factor, baseline = n / others, sums / n.clamp(min=1)
     else:
-        others = groups.spread(peers.sum(means[scored])) - means
-        b = p - rows.spread(others) / (n - 1).clamp(min=1)
-    return torch.where(covered & (n > 1), b, 0.0)
+        factor, baseline = torch.ones_like(n), (sums - means) / others
+    return torch.where(n > 1, factor, 0.0), baseline

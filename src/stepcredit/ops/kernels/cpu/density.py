@@ -1,46 +1,21 @@
 """Returns-to-go of a step signal, divided by the chunks to come or not, from each row's end to its start."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
-from stepcredit.ops.kernels.compiling import Kernel, flat
-from stepcredit.ops.kernels.moments import Signal
-from stepcredit.ops.kernels.rows import Rows
-
-
-@dataclass(frozen=True, eq=False)
-class Line:
-    """What a token's signal x becomes: ``(x - center) slope + each``, and ``each`` where the signal does not cover it.
-
-    Attributes:
-        center: float64 [batch].
-        slope: float64 [batch].
-        each: float64 [batch].
-    """
-
-    center: Tensor
-    slope: Tensor
-    each: Tensor
+from stepcredit.ops.kernels.cpu.compiling import Kernel, array, over_rows, signal_arrays
+from stepcredit.ops.kernels.operands import Line, Rows, Signal
 
 
 def return_to_go_of_steps(signal: Signal, line: Line, rows: Rows, out: Tensor) -> None:
-    """``A[t] = each + sum over the steps that end at t or later of (x - center) slope``; 0 off the response tokens."""
-    rows.run(_return_to_go, *signal.arrays, *map(flat, (line.center, line.slope, line.each)), flat(out))
+    """The return-to-go of ``(x - center) slope``, each step once, plus ``each``."""
+    given = map(array, (line.center, line.slope, line.each, out))
+    over_rows(_return_to_go, rows, *signal_arrays(signal), *given)
 
 
 def divide_length_of_steps(signal: Signal, line: Line, divisors: Tensor, rows: Rows, out: Tensor) -> None:
-    """`stepcredit.shaping.density.divide_length` where a chunk is a run of response tokens of one step, or of none.
-
-    Args:
-        signal: Its steps are given.
-        line: A chunk's value.
-        divisors: float64 [longest row + 1], by how many chunks are left, this one included.
-        rows: The rows.
-        out: Written to; 0 off the response tokens.
-    """
-    given = map(flat, (line.center, line.slope, line.each, divisors))
-    rows.run(_divide_length, *signal.arrays, *given, flat(out))
+    """`stepcredit.shaping.density.divide_length` of steps, and of runs between them."""
+    given = map(array, (line.center, line.slope, line.each, divisors, out))
+    over_rows(_divide_length, rows, *signal_arrays(signal), *given)
 
 
 @Kernel

@@ -2,28 +2,18 @@
 
 from torch import Tensor
 
-from stepcredit.ops.kernels.compiling import Kernel, flat
-from stepcredit.ops.kernels.moments import Signal
-from stepcredit.ops.kernels.rows import Rows
+from stepcredit.ops.kernels.cpu.compiling import Kernel, array, over_rows, signal_arrays
+from stepcredit.ops.kernels.operands import Rows, Signal
 
 
 def all_below(x: Tensor, largest: float, rows: Rows) -> bool:
-    """Whether ``|x| < largest`` on every response token; False for a nan."""
-    return all(rows.run(_all_below, flat(x), largest))
+    """Whether ``|x| < largest`` on every response token."""
+    return all(over_rows(_all_below, rows, array(x), largest))
 
 
 def signal_is_sound(signal: Signal, largest: float, rows: Rows) -> bool:
-    """Whether a process signal keeps its rules on the response tokens that it covers.
-
-    Args:
-        signal: Without numbers where steps alone are to be looked at.
-        largest: What |x| must be less than.
-        rows: The rows.
-
-    Returns:
-        True if numbers are small enough and constant in a step, and steps are at least -1 and never decrease.
-    """
-    return all(rows.run(_signal_is_sound, *signal.arrays, largest))
+    """Whether a process signal keeps its rules on the response tokens that it covers."""
+    return all(over_rows(_signal_is_sound, rows, *signal_arrays(signal), largest))
 
 
 @Kernel

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stepcredit.ops.kernels.operands import Grouped, Rows, Signal, flat
+
 Array = np.ndarray[Any, np.dtype[Any]]
 _PARTS, _TOKENS = 4, 1 << 16  # parts a thread, so that ragged ones even out; tokens that are worth a thread
 
@@ -62,8 +64,31 @@ def in_any_order(plain: Callable[..., Any]) -> Kernel:
     return Kernel(plain, any_order=True)
 
 
-def flat(x: Tensor | None, missing: torch.dtype = torch.bool) -> Array:
+def array(x: Tensor | None, missing: torch.dtype = torch.bool) -> Array:
     """A tensor's numbers as one axis, where they stand if they stand together; none for a tensor that is missing."""
     if x is None:
-        return torch.empty(0, dtype=missing).numpy()
-    return x.detach().resolve_neg().contiguous().view(-1).numpy()
+        x = torch.empty(0, dtype=missing)
+    plain = x.is_contiguous() and not x.requires_grad and not x.is_neg()
+    return (x if plain else flat(x)).numpy().reshape(-1)  # NumPy's reshape takes less time than torch's way to one axis
+
+
+def over_rows(kernel: Kernel, rows: Rows, *arguments: Any) -> list[Any]:
+    """Runs a kernel whose units are the rows."""
+    return kernel.run(rows.n, rows.mask.numel(), *arguments, *_arrays(rows))
+
+
+def over_groups(kernel: Kernel, grouped: Grouped, *arguments: Any) -> None:
+    """Runs a kernel whose units are the groups that have rows; those that do not count are the last of them."""
+    edges, rows = array(grouped.edges), grouped.rows
+    edges = edges[np.concatenate([[True], edges[1:] != edges[:-1]])]
+    kernel.run(edges.size - 1, rows.mask.numel(), *arguments, array(grouped.order), edges, *_arrays(rows))
+
+
+def signal_arrays(signal: Signal) -> tuple[Array, Array, Array]:
+    """What every kernel over a signal takes; empty where there is none."""
+    return array(signal.x, torch.float32), array(signal.steps, torch.int64), array(signal.covers)
+
+
+def _arrays(rows: Rows) -> tuple[Array, ...]:
+    """What every kernel over rows takes, in the order of the attributes."""
+    return tuple(map(array, (rows.mask, rows.begin, rows.end, rows.first, rows.stop, rows.length)))

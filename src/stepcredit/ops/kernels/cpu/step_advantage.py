@@ -3,24 +3,15 @@
 import numpy as np
 from torch import Tensor
 
-from stepcredit.ops.kernels.compiling import Kernel, flat
-from stepcredit.ops.kernels.grouped import Grouped
+from stepcredit.ops.kernels.cpu.compiling import Kernel, array, over_groups
+from stepcredit.ops.kernels.operands import Grouped
 
 
 def prefix_step_advantage(
     policy_logprobs: Tensor, ref_logprobs: Tensor, each: Tensor, grouped: Grouped, out: Tensor, *, beta: float
 ) -> None:
-    """`masked_step_advantage` of the "prefix" `process_return` of `stepcredit.shaping.step_advantage`, plus ``each``.
-
-    Args:
-        policy_logprobs: float [batch, time] or [tokens], nats.
-        ref_logprobs: The same tokens under the reference.
-        each: float64 [batch], added on every response token.
-        grouped: The rows, group by group.
-        out: Written to; 0 off the response tokens.
-        beta: As in `process_return`.
-    """
-    grouped.run(_prefix, flat(policy_logprobs), flat(ref_logprobs), flat(each), beta, flat(out))
+    """`masked_step_advantage` of the "prefix" `process_return`, plus ``each``."""
+    over_groups(_prefix, grouped, *map(array, (policy_logprobs, ref_logprobs, each)), beta, array(out))
 
 
 @Kernel

@@ -4,14 +4,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stepcredit.ops.kernels.choosing import readable
-from stepcredit.ops.kernels.compiling import Kernel, flat
+from stepcredit.ops.kernels.choosing import interpreted, readable
+from stepcredit.ops.kernels.cpu.compiling import Kernel, array
 
 
 def reads(x: Tensor) -> bool:
     """Whether kernels take the values (float [N]): large, of a known dtype, on the CPU, and no gradient is asked."""
     graph = torch.is_grad_enabled() and x.requires_grad
-    return x.device.type == "cpu" and not graph and readable(x.numel(), x.device, x) is None
+    return x.device.type == "cpu" and not graph and not interpreted() and readable(x.numel(), x.device, x) is None
 
 
 def return_to_go(x: Tensor, offsets: Tensor, gamma: float) -> Tensor:
@@ -27,13 +27,15 @@ def return_so_far(x: Tensor, offsets: Tensor) -> Tensor:
 def chunk_starts(u: Tensor, boundaries: Tensor, offsets: Tensor, eta: float, min_chunk: int) -> Tensor:
     """Where `stepcredit.shaping.chunks.chunk_by_value` opens a chunk, bool [N]."""
     starts = torch.empty_like(boundaries)
-    _chunk_starts.run(len(offsets) - 1, len(u), flat(u), flat(boundaries), flat(offsets), eta, min_chunk, flat(starts))
+    _chunk_starts.run(
+        len(offsets) - 1, len(u), array(u), array(boundaries), array(offsets), eta, min_chunk, array(starts)
+    )
     return starts
 
 
 def _along(kernel: Kernel, x: Tensor, offsets: Tensor, *options: float) -> Tensor:
     out = torch.empty_like(x)
-    kernel.run(len(offsets) - 1, len(x), flat(x), flat(offsets), *options, flat(out))
+    kernel.run(len(offsets) - 1, len(x), array(x), array(offsets), *options, array(out))
     return out
 
 

@@ -1,0 +1,99 @@
+"""PASS on a token-level signal: chunks by the group's average, and their divided returns-to-go."""
+
+import numpy as np
+from torch import Tensor
+
+from stepcredit.ops.kernels.cpu.compiling import Kernel, array, over_groups, signal_arrays
+from stepcredit.ops.kernels.operands import Grouped, Line, Signal
+
+
+def divide_length_of_chunks(
+    signal: Signal, line: Line, cut: Tensor, divisors: Tensor, grouped: Grouped, out: Tensor, *, eta: float
+) -> None:
+    """`chunk_by_value` of the `group_average`, then `divide_length`."""
+    x, _, covers = signal_arrays(signal)
+    given = map(array, (line.center, line.slope, line.each, cut, divisors))
+    over_groups(_chunks, grouped, x, covers, *given, eta, array(out))
+
+
+@Kernel
+def _chunks(  # type: ignore[no-untyped-def]
+    lo, hi, x, covers, center, slope, each, cut, divisors, eta, out, order, edges, mask, begin, end, first, stop, length
+):
+    longest, every = 0, covers.size == 0
+    for place in range(edges[lo], edges[hi]):
+        longest = max(longest, stop[order[place]] - first[order[place]])
+    average, to_go, chunk, on = np.empty(longest), np.empty(longest), np.empty(longest, np.int64), np.empty(longest)
+    values, written = np.empty(longest, x.dtype), np.empty(longest, out.dtype)  # of a row without its gaps
+    falling = divisors[:0:-1].copy()
+    for g in range(lo, hi):
+        longest = 0
+        for place in range(edges[g], edges[g + 1]):
+            longest = max(longest, stop[order[place]] - first[order[place]])
+        average[:longest] = 0.0
+        for place in range(edges[g], edges[g + 1]):
+            r = order[place]
+            a, b, c, s, j = first[r], stop[r], center[r], cut[r], 0
+            row = x[a:b]
+            if every and b - a == length[r]:
+                for i in range(row.size):
+                    average[i] += (row[i] - c) * s
+                continue
+            for t in range(a, b):
+                if mask[t]:
+                    if every or covers[t]:
+                        average[j] += (x[t] - c) * s
+                    j += 1
+        for j in range(longest):
+            average[j] /= edges[g + 1] - edges[g]
+        cuts = 0  # chunk holds that of so many positions, for every row that is covered throughout
+        for place in range(edges[g], edges[g + 1]):
+            r = order[place]
+            a, b, c, s, e, n = first[r], stop[r], center[r], slope[r], each[r], 0
+            whole = b - a == length[r]
+            out[begin[r] : a] = 0
+            out[b : end[r]] = 0
+            row, credit = x[a:b], out[a:b]
+            if not (whole and every):
+                for t in range(a, b):
+                    if mask[t]:
+                        values[n] = x[t]
+                        on[n] = every or covers[t]
+                        n += 1
+                row, credit = values[:n], written[:n]
+            n = row.size
+            if n == 0:
+                continue
+            if not every:
+                cuts = 0
+            if cuts == 0:
+                cuts, value, chunk[0] = n if not every else longest, average[0] if every or on[0] else 0.0, 0
+                for j in range(1, cuts):
+                    here = average[j] if every or on[j] else 0.0
+                    opens = abs(here - value) > eta or (not every and on[j] != on[j - 1])
+                    chunk[j] = chunk[j - 1] + opens
+                    value = here if opens else value
+            chunks, total, last = chunk[n - 1] + 1, 0.0, -1
+            if every and chunks == n:
+                for j in range(row.size):
+                    to_go[j] = (row[j] - c) * s + e
+                for j in range(n - 1, -1, -1):
+                    total += to_go[j]
+                    to_go[j] = total
+                back = falling[falling.size - n :]
+                for j in range(credit.size):
+                    credit[j] = to_go[j] / back[j]
+            else:
+                for j in range(n - 1, -1, -1):
+                    if chunk[j] != last:  # its last token, as this goes backward
+                        last = chunk[j]
+                        total += (row[j] - c) * s + e if every or on[j] else e
+                        to_go[last] = total / divisors[chunks - last]
+                for j in range(credit.size):
+                    credit[j] = to_go[chunk[j]]
+            if whole and every:
+                continue
+            n = 0
+            for t in range(a, b):
+                out[t] = credit[n] if mask[t] else 0
+                n += mask[t]

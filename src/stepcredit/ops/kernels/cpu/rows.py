@@ -1,0 +1,90 @@
+"""Where each rollout's response tokens stand, and one number a rollout spread over them."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stepcredit.ops.kernels.cpu.compiling import Array, Kernel, array, over_rows
+from stepcredit.ops.kernels.operands import Rows
+
+
+def extents(mask: Tensor, begin: Tensor, end: Tensor, counted: Tensor | None) -> tuple[Tensor, ...]:
+    """`Rows.first`, `Rows.stop` and `Rows.length`."""
+    found = torch.zeros(3, begin.numel(), dtype=torch.int64)
+    all_count = torch.ones(begin.numel(), dtype=torch.bool)
+    counts, read, *given = map(array, (all_count if counted is None else counted, mask, begin, end, *found.unbind()))
+    _extents.run(begin.numel(), mask.numel(), counts, _eights(read), read, *given)
+    return found.unbind()
+
+
+def spread(values: Tensor, rows: Rows, out: Tensor) -> None:
+    """Each row's number on its response tokens."""
+    over_rows(_spread, rows, array(values), array(out))
+
+
+def _eights(mask: Array) -> Array:
+    """The mask eight tokens at a time, uint64, without what is over at the end; none where it does not stand so."""
+    whole = mask[: mask.size // 8 * 8] if mask.ctypes.data % 8 == 0 else mask[:0]
+    return whole.view(np.uint64)
+
+
+@Kernel
+def _extents(lo, hi, counted, words, mask, begin, end, first, stop, length):  # type: ignore[no-untyped-def]
+    bytes_, pairs, eighth = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0000FFFF0000FFFF), np.uint64(8)
+    for r in range(lo, hi):
+        a, b = begin[r], end[r]
+        left, right = (a + 7) // 8, min(b // 8, words.size)
+        head, tail = (left * 8, right * 8) if left < right else (b, b)
+        n = np.int64(0)
+        if counted[r]:
+            for t in range(a, head):
+                n += mask[t]
+            for t in range(tail, b):
+                n += mask[t]
+            for at in range(left, right, 255):  # as many as a byte can count
+                eight, some = np.uint64(0), words[at : min(at + 255, right)]
+                for j in range(some.size):
+                    eight += some[j]
+                four = (eight & bytes_) + ((eight >> eighth) & bytes_)
+                two = (four & pairs) + ((four >> (eighth + eighth)) & pairs)
+                n += np.int64(two & np.uint64(0xFFFF)) + np.int64(two >> np.uint64(32))
+        length[r] = n
+        if n == 0:
+            first[r] = stop[r] = a
+            continue
+        while a % 8 and not mask[a]:
+            a += 1
+        if a % 8 == 0:
+            w = a // 8
+            while w < words.size and words[w] == 0:
+                w += 1
+            a = max(a, w * 8)
+        while not mask[a]:
+            a += 1
+        while b % 8 and not mask[b - 1]:
+            b -= 1
+        if b % 8 == 0 and words.size:
+            w = b // 8
+            while words[w - 1] == 0:
+                w -= 1
+            b = w * 8
+        while not mask[b - 1]:
+            b -= 1
+        first[r], stop[r] = a, b
+
+
+@Kernel
+def _spread(lo, hi, values, out, mask, begin, end, first, stop, length):  # type: ignore[no-untyped-def]
+    for r in range(lo, hi):
+        a, b, value = first[r], stop[r], values[r]
+        if end[r] - begin[r] < 32:  # slices take longer to make than so few tokens to write
+            for t in range(begin[r], end[r]):
+                out[t] = value if a <= t < b and mask[t] else 0
+            continue
+        out[begin[r] : a] = 0
+        if b - a == length[r]:
+            out[a:b] = value
+        else:
+            for t in range(a, b):
+                out[t] = value if mask[t] else 0
+        out[b : end[r]] = 0
