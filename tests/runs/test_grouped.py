@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from stepcredit.errors import InputError
+from stepcredit.runs.decoding import steps_through_layers
 from stepcredit.runs.grouped import GroupedSampler, sample_groups
 from trl_trainer import make_model, make_tokenizer, make_trainer
 
@@ -57,4 +58,5 @@ def test_it_trains(tmp_path):
     trainer = make_trainer(tmp_path, extra={"rollout_func": GroupedSampler()})
     trainer.train()
     assert trainer.state.global_step == 2
+    assert steps_through_layers(trainer.accelerator.unwrap_model(trainer.model))  # TRL's patch of it is seen through
     assert make_tokenizer().eos_token_id == EOS

@@ -161,3 +161,16 @@ def test_it_refuses_more_tokens_or_rows_than_it_has_numbers_for() -> None:
 def test_it_refuses_options_out_of_range(options: dict[str, float], said: str) -> None:
     with pytest.raises(InputError, match=said):
         SeededSampler([("p", 0)], seed=0, max_new_tokens=1, **options)
+
+
+def test_rows_that_have_left_change_nothing_for_the_others() -> None:
+    keys = [(f"p{i}", 0) for i in range(6)]
+    scores = torch.randn(4, 6, 30, generator=torch.Generator().manual_seed(3))
+    whole, some = (SeededSampler(keys, seed=1, max_new_tokens=4) for _ in range(2))
+    want = [tokens(whole, step) for step in scores]
+    for step, rows in zip(range(4), ([0, 1, 2, 3, 4, 5], [5, 1, 2], [5, 1, 2], [2]), strict=True):
+        assert some.draw(scores[step][rows], torch.tensor(rows)).tolist() == [want[step][i] for i in rows]
+        for i in range(6):
+            assert float(some.entropies[step][i]) == (float(whole.entropies[step][i]) if i in rows else 0.0)
+    with pytest.raises(InputError, match="`model` must give finite scores; got nan or inf for 'p4'"):
+        SeededSampler(keys, seed=1, max_new_tokens=4).draw(torch.tensor([[0.0], [math.nan]]), torch.tensor([2, 4]))

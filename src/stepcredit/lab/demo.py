@@ -1,5 +1,6 @@
 """The demo: one tiny policy trained under four credit schemes with equal budgets, through the verb `train` itself."""
 
+import json
 import os
 import subprocess
 import sys
@@ -30,6 +31,15 @@ _CURVES = {  # what the page draws: title, the metric in the run store, its unit
     "repeated steps": ("task/steps_repeated", "a rollout"),
 }
 _COLUMNS = ("policy", "pass@1 sampled", "pass@1 greedy", "length", "entropy", "seconds of training")
+_TRAIN = """
+import json, sys
+from stepcredit.cli import main
+
+for words in json.loads(sys.argv[1]):
+    print("arm", words[1], file=sys.stderr, flush=True)
+    if code := main(words):
+        sys.exit(code)
+"""
 NOTE = (
     "One seed, one task, one tiny policy: this shows the mechanism and claims no winner. The process signal is the "
     "task's own ground truth for every step, which real tasks do not have; GRPO and SPRO do without it. Brackets are "
@@ -57,6 +67,8 @@ def run_demo(
 ) -> DemoResult:
     """Trains the four arms, two at a time in processes of one thread each, and writes the table and the page.
 
+    A process trains its arms one after the other, so that Python and the libraries start once for them.
+
     Args:
         folder: Where everything goes; must be new.
         seed: Chooses training problems and samples; the same for all arms, so that their first rollouts are the same.
@@ -74,20 +86,16 @@ def run_demo(
         raise InputError(f"`--out` must be a new folder; got {str(folder)!r}, which exists.")
     folder.mkdir(parents=True)
     sets = [f"run.seed={seed}", *(_SMOKE if smoke else ())]
-    waiting = list(ARMS)
-    running: list[_Training] = []
+    running: list[_Lane] = []
     try:
-        while waiting or running:
-            while waiting and len(running) < parallel:
-                recipe = waiting.pop(0)
-                alone = [] if recipe == "demo-grpo" else ["evaluation.before=false"]  # the same policy for all
-                running.append(_Training(recipe, folder / recipe, [*sets, *alone], say))
+        for lane in range(min(parallel, len(ARMS))):
+            running.append(_Lane(list(ARMS)[lane::parallel], folder, sets, say))
+        while running:
             time.sleep(0.1)
-            for training in [training for training in running if training.ended()]:
-                running.remove(training)
+            running = [lane for lane in running if not lane.ended()]
     finally:
-        for training in running:
-            training.stop()
+        for left in running:
+            left.stop()
     stores = {name: RunStore.open(folder / recipe) for recipe, name in ARMS.items()}
     rows = _rows(stores)
     write_rows(folder / "table.jsonl", rows)
@@ -97,36 +105,41 @@ def run_demo(
     return DemoResult(rows, files, time.perf_counter() - begun)
 
 
-class _Training:
-    """One arm: `stepcredit train` as a process, its progress passed on with its name."""
+class _Lane:
+    """Arms one after the other: `stepcredit train` in a process, its progress passed on with the arm's name."""
 
-    def __init__(self, recipe: str, folder: Path, sets: Sequence[str], say: Callable[[str], None]) -> None:
-        self.name = ARMS[recipe]
-        words = [sys.executable, "-m", "stepcredit", "train", recipe, "--out", str(folder)]
-        for setting in sets:
-            words += ["--set", setting]
+    def __init__(self, recipes: Sequence[str], folder: Path, sets: Sequence[str], say: Callable[[str], None]) -> None:
+        self.name, self.last = ARMS[recipes[0]], ""
+        runs = []
+        for recipe in recipes:
+            alone = [] if recipe == "demo-grpo" else ["evaluation.before=false"]  # the same policy for all
+            given = [word for setting in (*sets, *alone) for word in ("--set", setting)]
+            runs.append(["train", recipe, "--out", str(folder / recipe), *given])
         self.process = subprocess.Popen(  # noqa: S603 - our own program and words
-            words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+            [sys.executable, "-c", _TRAIN, json.dumps(runs)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
             env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
         )  # fmt: skip
-        self.last = ""
         self.reader = Thread(target=self._read, args=(say,), daemon=True)
         self.reader.start()
 
     def _read(self, say: Callable[[str], None]) -> None:
         assert self.process.stderr is not None
         with self.process.stderr as lines:
-            for line in lines:
-                if line.strip():
-                    self.last = line.strip()
-                    if self.last.startswith(("step ", "evaluation ")):
-                        say(f"{self.name:<18} {self.last}")
+            for line in filter(None, map(str.strip, lines)):
+                kind, _, rest = line.partition(" ")
+                if kind == "arm":
+                    self.name = ARMS[rest]
+                    continue
+                self.last = line
+                if kind in ("step", "evaluation"):
+                    say(f"{self.name:<18} {line}")
 
     def ended(self) -> bool:
-        """Whether it is done.
+        """Whether all are done.
 
         Raises:
-            StepCreditError: It failed.
+            StepCreditError: One failed.
         """
         code = self.process.poll()
         if code is not None:
@@ -136,7 +149,7 @@ class _Training:
         return code is not None
 
     def stop(self) -> None:
-        """Ends it; its run can be resumed."""
+        """Ends it; the run that it is at can be resumed."""
         self.process.terminate()
         try:
             self.process.wait(timeout=10)

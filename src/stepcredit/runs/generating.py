@@ -1,4 +1,7 @@
-"""Generation whose tokens belong to the completion: turns by Transformers' ``generate``, drawn by `SeededSampler`."""
+"""Generation whose tokens belong to the completion: turns drawn by `SeededSampler`.
+
+They are written by our own loop where that steps through the model's layers, else by Transformers' ``generate``.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +12,9 @@ from torch import Tensor
 
 from stepcredit.errors import InputError
 from stepcredit.runs.conversing import TurnProtocol
+from stepcredit.runs.decoding import steps_through_layers
 from stepcredit.runs.sampling import SeededSampler
+from stepcredit.runs.writing import write
 
 
 class SeededTurns:
@@ -54,15 +59,24 @@ class SeededTurns:
             temperature=self._temperature,
             starts=[len(self.entropies[i]) for i in rows],
         )
-        end = _TurnEnd(max(map(len, contexts)), limits, self._ends, self._stops)
-        generated = self._alone and min(limits) == self._max_new_tokens
-        options = {} if generated else {"stopping_criteria": [end], "max_new_tokens": max(limits)}
-        written = _generate(self.model, contexts, sampler, **options)
-        turns = [end.cut(ids, limit) for ids, limit in zip(written, limits, strict=True)]
+        if steps_through_layers(self.model):
+            turns = write(
+                self.model, contexts, sampler.draw, limits=limits, ends=sorted(self._ends), pad_id=0, stops=self._stops
+            )
+        else:
+            turns = self._generated(contexts, limits, sampler)
         nats = torch.stack(sampler.entropies, dim=1).tolist()
         for i, turn, row in zip(rows, turns, nats, strict=True):
             self.entropies[i] += row[: len(turn)]
         return turns
+
+    def _generated(self, contexts: list[list[int]], limits: list[int], sampler: SeededSampler) -> list[list[int]]:
+        """The turns by the model's ``generate``."""
+        end = _TurnEnd(max(map(len, contexts)), limits, self._ends, self._stops)
+        alone = self._alone and min(limits) == self._max_new_tokens
+        options = {} if alone else {"stopping_criteria": [end], "max_new_tokens": max(limits)}
+        written = _generate(self.model, contexts, sampler, **options)
+        return [end.cut(ids, limit) for ids, limit in zip(written, limits, strict=True)]
 
 
 class _TurnEnd:

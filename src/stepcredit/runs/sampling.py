@@ -108,23 +108,37 @@ class SeededSampler:
         """
         if len(input_ids) != len(self.keys):
             raise InputError(f"`keys` must name every row; got {len(self.keys)} for {len(input_ids)} rows.")
-        positions = self._starts + len(self.entropies)
+        token = self.draw(scores, torch.arange(len(self.keys)))
+        return torch.full_like(scores, -torch.inf).scatter_(-1, token[:, None], 0.0)
+
+    def draw(self, scores: Tensor, rows: Tensor) -> Tensor:
+        """The next token of some of the rows; it counts as a position of all.
+
+        Args:
+            scores: float [drawn, vocabulary], the model's logits for the next token.
+            rows: Which rows they are: indices into ``keys``, int64 [drawn].
+
+        Returns:
+            int64 [drawn]. In `entropies` a row that is not drawn has 0.
+        """
+        rows = rows.cpu()
+        positions = self._starts[rows] + len(self.entropies)
         last = self._uniforms.shape[1] - 1
         if int(positions.min()) > last:
             raise InputError(f"`max_new_tokens` must cover every call; got {last + 1}.")
-        p = torch.softmax(scores.double() / self._temperatures.to(scores.device), dim=-1)
+        greedy, temperatures = (x[rows].to(scores.device) for x in (self._greedy, self._temperatures))
+        p = torch.softmax(scores.double() / temperatures, dim=-1)
         if not bool(p.isfinite().all()):  # softmax spreads a nan, an inf or a row of -inf over its row
-            row = int((~p.isfinite()).any(dim=-1).nonzero()[0])
+            row = int(rows[int((~p.isfinite()).any(dim=-1).nonzero()[0])])
             raise InputError(f"`model` must give finite scores; got nan or inf for {self.keys[row][0]!r}.")
-        greedy = self._greedy.to(scores.device)
         if self.top_p < 1.0:
             p = torch.where(greedy, p, _nucleus(p, self.top_p))
-        self.entropies.append(torch.special.entr(p / p.sum(dim=-1, keepdim=True)).sum(dim=-1).cpu())
+        nats = torch.special.entr(p / p.sum(dim=-1, keepdim=True)).sum(dim=-1).cpu()
+        self.entropies.append(torch.zeros(len(self.keys), dtype=nats.dtype).index_copy_(0, rows, nats))
         cdf = p.cumsum(dim=-1)
-        u = self._uniforms.gather(1, positions.clamp(max=last)[:, None]).to(scores.device)
+        u = self._uniforms[rows, positions.clamp(max=last)][:, None].to(scores.device)
         drawn = torch.searchsorted(cdf, u * cdf[:, -1:], right=True)
-        token = torch.where(greedy, scores.argmax(dim=-1, keepdim=True), drawn)
-        return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
+        return torch.where(greedy, scores.argmax(dim=-1, keepdim=True), drawn).squeeze(-1)
 
 
 def _nucleus(p: Tensor, top_p: float) -> Tensor:
