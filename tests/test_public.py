@@ -33,7 +33,7 @@ def test_the_readmes_trainer_trains(tmp_path: Path) -> None:
     from trl_trainer import make_trainer
 
     class Longer:
-        name, unit, requires = "longer", "characters", frozenset()
+        name, unit, requires = "longer", "characters", frozenset({"steps"})
 
         def score(self, rollouts: sc.Rollouts) -> list[list[ScoredSpan]]:
             return [[ScoredSpan(*step, float(step.end - step.start)) for step in steps] for steps in rollouts.steps]

@@ -73,7 +73,7 @@ def credit_metrics(
         totals.add(f"{name}/raw_mean", values)
         totals.add(f"{name}/raw_square", values**2)
         pool = groups.select(row)
-        silent[f"{name}/silent_groups"] = _mean((pool.max(values) <= -pool.max(-values)).double())
+        silent[f"{name}/silent_groups"] = (pool.max(values) <= -pool.max(-values)).double().mean()  # nan of no group
     totals.add("mean_abs", layout.pack(credit.advantages).double().abs())
     terms = credit.terms()
     for name, term in terms.items():
@@ -86,7 +86,8 @@ def credit_metrics(
         totals.add("kl_to_reference", kl_k3(old, ref))
     totals.add("rollouts", torch.ones_like(lengths))
     totals.add("excluded_rows", lengths.new_ones(len(batch) - live.numel()))
-    return {**_named(totals, list(channels), list(terms)), **silent}
+    shares = torch.stack(list(silent.values())).tolist() if silent else []  # read at once, as the totals are
+    return {**_named(totals, list(channels), list(terms)), **dict(zip(silent, shares, strict=True))}
 
 
 _PROCESS = ("process/steps", "process/correct_mean", "process/wrong_mean")
@@ -97,14 +98,16 @@ class _Totals:
 
     def __init__(self, process_group: ProcessGroup | None, device: torch.device) -> None:
         self.process_group, self.device = process_group, device
-        self.local: dict[str, Tensor] = {}
+        self.local: dict[str, tuple[Tensor, int]] = {}
 
     def add(self, name: str, values: Tensor) -> None:
-        self.local[name] = torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
+        self.local[name] = values.sum(), values.numel()
 
     def reduced(self) -> dict[str, tuple[float, float]]:
-        sums = all_reduce(torch.stack(list(self.local.values())), self.process_group).tolist()
-        return {name: (row[0], row[1]) for name, row in zip(self.local, sums, strict=True)}
+        sums = torch.stack([total for total, _ in self.local.values()])
+        counts = torch.tensor([count for _, count in self.local.values()], dtype=sums.dtype, device=self.device)
+        rows = all_reduce(torch.stack([sums, counts], 1), self.process_group).tolist()
+        return {name: (total, count) for name, (total, count) in zip(self.local, rows, strict=True)}
 
 
 def _named(totals: _Totals, channels: list[str], terms: list[str]) -> dict[str, float]:
@@ -133,7 +136,3 @@ def _named(totals: _Totals, channels: list[str], terms: list[str]) -> dict[str, 
 
 def _std(mean: float, square: float) -> float:
     return max(square - mean**2, 0.0) ** 0.5 if square == square else square
-
-
-def _mean(x: Tensor) -> float:
-    return float(x.mean()) if x.numel() else float("nan")

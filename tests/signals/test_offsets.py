@@ -5,13 +5,15 @@ import re
 import time
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stepcredit.batch.rollouts import check_spans
 from stepcredit.errors import InputError
 from stepcredit.signals import offsets as module
-from stepcredit.signals.offsets import token_offsets
+from stepcredit.signals.offsets import decoded as decoded_batch
+from stepcredit.signals.offsets import decoded_offsets, token_offsets
 
 EOS, TOOL = "<eos>", "<tool>"
 KINDS = ["byte_level", "word_piece", "word_piece_cleanup", "unigram", "byte_fallback"]
@@ -387,3 +389,42 @@ def test_no_ids(tokenizers):
     assert token_offsets(tokenizers["unigram"], [], "") == []
     with pytest.raises(InputError):
         token_offsets(tokenizers["unigram"], [], "a")
+
+
+@pytest.mark.parametrize("kind", ["mixed", "text", "special"])
+def test_a_batch_is_decoded_as_row_by_row(tokenizers, corpus, kind):
+    for tokenizer in tokenizers.values():
+        rows = [sampled(tokenizer, corpus, seed, kind) for seed in range(6)]
+        ids, texts = decoded_batch(tokenizer, rows)
+        assert ids == rows
+        assert texts == [decoded(tokenizer, row) for row in rows]
+        for row, text, ranges in zip(ids, texts, decoded_offsets(tokenizer, ids, texts), strict=True):
+            assert list(ranges) == token_offsets(tokenizer, row, text)
+
+
+def test_a_remembered_batch_is_known_by_its_ids_not_by_its_list(tokenizers):
+    tokenizer = next(iter(tokenizers.values()))
+    rows = [[5, 6, 7], [8, 9]]
+    first = decoded_batch(tokenizer, rows)
+    assert decoded_batch(tokenizer, [list(row) for row in rows])[1] is first[1]
+    rows[1][0] = 10  # the caller's own list: what is remembered must not change with it
+    ids, texts = decoded_batch(tokenizer, rows)
+    assert ids == [[5, 6, 7], [10, 9]]
+    assert texts[1] == decoded(tokenizer, [10, 9])
+    assert first[0] == [[5, 6, 7], [8, 9]]
+    assert decoded_batch(tokenizer, torch.tensor([[5, 6], [8, 9]])) == ([[5, 6], [8, 9]], [
+        decoded(tokenizer, [5, 6]), decoded(tokenizer, [8, 9])
+    ])  # fmt: skip
+
+
+def test_a_tokenizer_that_decodes_in_its_own_way_is_asked(tokenizers):
+    plain = next(iter(tokenizers.values()))
+
+    class Loud(type(plain)):
+        def decode(self, *args, **kwargs):
+            found = super().decode(*args, **kwargs)
+            return [text.upper() for text in found] if isinstance(found, list) else found.upper()
+
+    loud = Loud(tokenizer_object=plain.backend_tokenizer)
+    rows = [list(range(20, 60))]
+    assert decoded_batch(loud, rows)[1] == [decoded_batch(plain, rows)[1][0].upper()]

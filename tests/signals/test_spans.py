@@ -2,16 +2,17 @@
 
 import math
 import random
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stepcredit.batch import Rollouts, ScoredSpan, Span
+from stepcredit.batch.ranges import Ranges
 from stepcredit.errors import InputError
 from stepcredit.signals.offsets import token_offsets
-from stepcredit.signals.spans import Projection, project, project_scores, token_spans
+from stepcredit.signals.spans import Projection, project, project_scores, score_runs, token_spans
 
 many = settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -65,6 +66,34 @@ def test_brute_force(case):
     assert projection.empty_spans == [s for s in range(len(spans)) if s not in projection.step_ids]
     covered = [step for step in projection.step_ids if step >= 0]
     assert covered == sorted(covered)
+
+
+@st.composite
+def joined_cases(draw):
+    """Spans that begin and end with tokens, where each token begins at the end of the one before: no vote is taken."""
+    lengths = draw(st.lists(st.integers(1, 3), max_size=10)) + [0] * draw(st.integers(0, 2))
+    bounds = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+    edges = sorted(draw(st.lists(st.sampled_from(bounds), max_size=8)))
+    spans = [Span(*pair) for pair in pairwise(edges) if draw(st.booleans())]
+    return "x" * bounds[-1], spans, bounds
+
+
+@many
+@given(case=joined_cases(), seed=st.integers(0, 99))
+def test_brute_force_where_tokens_join(case, seed):
+    text, spans, bounds = case
+    offsets, ones = list(pairwise(bounds)), [True] * (len(bounds) - 1)
+    expected = brute_force(spans, offsets, text, ones)
+    assert project(spans, Ranges(bounds), text).step_ids == project(spans, offsets, text, ones).step_ids == expected
+    rng = random.Random(seed)
+    scored = [ScoredSpan(*span, rng.random()) for span in spans]
+    rollouts = Rollouts(["p"] * 2, [text] * 2, [0, 0], offsets=[Ranges(bounds), offsets], response_mask=[ones] * 2)
+    whole = project_scores(rollouts, [scored] * 2)
+    steps, scores, lengths = score_runs(rollouts, [scored] * 2)
+    spread = [[x for x, n in zip(of, lengths, strict=True) for _ in range(n)] for of in (steps, scores)]
+    assert spread == [list(chain.from_iterable(rows)) for rows in (whole.step_ids, whole.process_rewards)]
+    assert whole.uncovered[0] == [i for i, step in enumerate(expected) if step < 0]
+    assert whole.empty_spans[0] == [i for i in range(len(spans)) if i not in expected]
 
 
 @many

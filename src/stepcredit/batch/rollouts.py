@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from operator import le
 from typing import Any, NamedTuple
 
+from stepcredit.batch.ranges import Ranges
 from stepcredit.errors import InputError
 
 
@@ -136,6 +138,8 @@ def check_spans(name: str, row: int, spans: Sequence[tuple[int, int]], text: str
     Raises:
         InputError: Names the field, the row, the span and what is wrong with it.
     """
+    if _in_order(spans, len(text)):
+        return
     previous = (0, 0)
     for span in spans:
         try:
@@ -154,6 +158,25 @@ def check_spans(name: str, row: int, spans: Sequence[tuple[int, int]], text: str
                 f"`{name}` must be in order; got ({start}, {end}) after ({previous[0]}, {previous[1]}) in row {row}."
             )
         previous = (start, end)
+
+
+def _in_order(spans: Sequence[tuple[int, int]], length: int) -> bool:
+    """Whether spans are surely right: pairs of integers that never decrease. What is left is looked at one by one."""
+    if type(spans) is Ranges:
+        return spans.bounds[-1] <= length
+    try:
+        starts, ends = zip(*spans, strict=True) if spans else ((), ())
+    except (TypeError, ValueError):
+        return False
+    return never_decrease(starts, ends, length)
+
+
+def never_decrease(starts: Sequence[Any], ends: Sequence[Any], length: int) -> bool:
+    """Whether these are integers in 0..length of which none is below one before it, a start coming before its end."""
+    if not starts:
+        return True
+    whole = {*map(type, starts), *map(type, ends)} == {int} and starts[0] >= 0 and ends[-1] <= length
+    return whole and all(map(le, starts, ends)) and all(map(le, ends, starts[1:]))
 
 
 def prompt_text(prompt: Any) -> str:

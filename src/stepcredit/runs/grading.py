@@ -3,13 +3,14 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import repeat, takewhile
 from typing import Any, ClassVar
+from weakref import ref
 
 from stepcredit.batch import Rollouts, ScoredSpan, Span
 from stepcredit.errors import InputError
-from stepcredit.signals.offsets import policy_turns, token_offsets
+from stepcredit.signals.offsets import decoded, decoded_offsets, policy_turns
 from stepcredit.tasks import Grade, SearchTask, Task
 
-_MEMORY = 10_000  # grades kept: a generation batch is graded once and read four times
+_MEMORY = 10_000  # grades kept where no batch follows another
 
 Turns = tuple[Span, ...] | None
 
@@ -27,7 +28,7 @@ def grade_rollout(task: Task, reference: str, text: str, *, finished: bool, turn
     Raises:
         InputError: The grade lacks one of the measures that the task names, or has another.
     """
-    if isinstance(task, SearchTask):
+    if hasattr(task, "environment") and isinstance(task, SearchTask):  # the first is cheap, and settles most
         grade = task.grade(reference, text, finished=finished, turns=turns)
     else:
         grade = task.grade(reference, text, finished=finished)
@@ -64,6 +65,8 @@ class TaskGrader:
     ) -> None:
         self.task, self.tokenizer, self.eos_ids, self.asks = task, tokenizer, frozenset(eos_ids), asks
         self._grades: dict[tuple[str, str, bool, Turns], Grade] = {}
+        self._batch: list[list[int]] | None = None
+        self._last: tuple[Callable[[], Rollouts | None], list[Grade]] = (lambda: None), []
 
     def outcome(self, completion_ids: Sequence[Sequence[int]], reference: Sequence[str], **row: Any) -> list[float]:
         """A reward function: is the answer right, or how much of it?"""
@@ -82,10 +85,14 @@ class TaskGrader:
         return [grade.steps for grade in self.grades(rollouts)]
 
     def grades(self, rollouts: Rollouts) -> list[Grade]:
-        """The grade of each rollout."""
-        rows = zip(rollouts.references or [], rollouts.completions, self._finished_of(rollouts), _turns(rollouts),
-                   strict=True)  # fmt: skip
-        return [self._grade(*row) for row in rows]
+        """The grade of each rollout; those of the last rollouts are kept, which several ask for."""
+        rollouts_of, found = self._last
+        if rollouts_of() is not rollouts:
+            rows = zip(rollouts.references or [], rollouts.completions, self._finished_of(rollouts), _turns(rollouts),
+                       strict=True)  # fmt: skip
+            found = [self._grade(*row) for row in rows]
+            self._last = ref(rollouts), found
+        return found
 
     def counts(self, rollouts: Rollouts) -> Mapping[str, float]:
         """Sums over the rollouts of what the task knows.
@@ -121,13 +128,15 @@ class TaskGrader:
         references: Sequence[str],
         masks: Sequence[Sequence[int]] | None,
     ) -> list[Grade]:
-        ids = [list(map(int, row)) for row in completion_ids]
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        ids, texts = decoded(self.tokenizer, completion_ids)
+        if ids is not self._batch:  # its grades are read several times, by text and as rollouts; earlier ones never
+            self._batch = ids
+            self._grades.clear()
         grades = []
         for row, text, reference, mask in zip(ids, texts, references, masks or repeat(None, len(ids)), strict=True):
             turns = None
             if mask is not None and not all(mask):
-                turns = tuple(policy_turns(token_offsets(self.tokenizer, row, text), mask))
+                turns = tuple(policy_turns(decoded_offsets(self.tokenizer, [row], [text])[0], mask))
             grades.append(self._grade(reference, text, self._finished(row, mask), turns))
         return grades
 
@@ -148,7 +157,7 @@ class TaskGrader:
             return False
         if self.asks is None:
             return True
-        kept = len(ids) if mask is None else sum(1 for _ in takewhile(bool, reversed(mask)))
+        kept = len(ids) if mask is None or all(mask) else sum(1 for _ in takewhile(bool, reversed(mask)))
         return bool(kept) and not self.asks(ids[-kept:])
 
 

@@ -1,6 +1,7 @@
 """A training run from its config to its last number: started, killed, resumed, finished."""
 
 import errno
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -74,7 +75,8 @@ def _go_on(config: RunConfig, settings: Any, folder: Path, store: RunStore | Non
                 trainer.add_callback(StoreCallback(store, observer, config.run.keep_checkpoints))
                 trainer.add_callback(ProgressCallback(say))
             checkpoint = index["checkpoint"]
-            trainer.train(resume_from_checkpoint=str(folder / "checkpoints" / checkpoint) if checkpoint else None)
+            with _settled_heap():
+                trainer.train(resume_from_checkpoint=str(folder / "checkpoints" / checkpoint) if checkpoint else None)
         if store:
             last = folder / "checkpoints" / store.index["checkpoint"]
             store.save_policy(lambda target: copy_weights(last, target))
@@ -82,6 +84,17 @@ def _go_on(config: RunConfig, settings: Any, folder: Path, store: RunStore | Non
             store.finish(config.run.steps)
         settings.distributed_state.wait_for_everyone()
     return summary(folder)
+
+
+@contextmanager
+def _settled_heap() -> Iterator[None]:
+    """Garbage is looked for among what training makes, not among the million objects of the libraries before it."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

@@ -1,19 +1,22 @@
 """Character offsets of sampled tokens: ids in, character ranges of the exact completion text out."""
 
+import sys
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from stepcredit.batch import Span
+from stepcredit.batch.ranges import Ranges
 from stepcredit.errors import InputError
 
 _WINDOW = 32  # tokens between two anchors, and the least context before a window
 _AUDIT = 8  # every so many anchors, the whole prefix is decoded and compared
 _REPLACEMENT = "\ufffd"  # what decoders write for bytes that are not UTF-8 (or not yet)
 
-Pieces = dict[tuple[bool, int], str]
+Pieces = dict[bool, dict[int, str]]
 _PIECES: WeakKeyDictionary[Any, dict[bool, Pieces]] = WeakKeyDictionary()
+_LAST: WeakKeyDictionary[Any, tuple[list[list[int]], list[str]]] = WeakKeyDictionary()
 
 
 class Tokenizer(Protocol):
@@ -89,9 +92,68 @@ def token_offsets(
             f"{decoded[at : at + 20]!r}, from character {at} on. Keep the text that was decoded from these ids "
             f"(skip_special_tokens={skip_special_tokens}, clean_up_tokenization_spaces=False)."
         )
-    ranges = _joined(ids, text, decode, _pieces_of(tokenizer, skip_special_tokens))
-    if ranges is None:
-        ranges = _ranges(ids, text, decode, _WINDOW)
+    return list(_offsets(ids, text, decode, _pieces_of(tokenizer, skip_special_tokens)))
+
+
+def decoded_offsets(
+    tokenizer: Tokenizer, token_ids: Sequence[list[int]], texts: Sequence[str]
+) -> list[Sequence[tuple[int, int]]]:
+    """`token_offsets` of many completions, whose texts are known to be what the ids decode to without special tokens.
+
+    Args:
+        tokenizer: Decodes ids.
+        token_ids: The ids, ragged. Shape: [batch][tokens].
+        texts: What it decoded them to, as `decoded` does.
+    """
+
+    def decode(some: list[int]) -> str:
+        return tokenizer.decode(some, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    pieces = _pieces_of(tokenizer, True)
+    return [_offsets(ids, text, decode, pieces) for ids, text in zip(token_ids, texts, strict=True)]
+
+
+def decoded(tokenizer: Any, token_ids: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[str]]:
+    """The completions of a batch as plain ids and as text, special tokens left out.
+
+    The last batch of each tokenizer is remembered: a trainer's reward functions and its credit read the same one.
+
+    Args:
+        tokenizer: Decodes ids, as the tokenizers of transformers do.
+        token_ids: The ids, ragged, as sampled. Shape: [batch][tokens].
+    """
+    last = _LAST.get(tokenizer) if _is_key(tokenizer) else None
+    if last is not None and all(type(row) is list for row in token_ids) and list(token_ids) == last[0]:
+        return last
+    ids = [list(row) if {*map(type, row)} == {int} else list(map(int, row)) for row in token_ids]
+    found = ids, _texts(tokenizer, ids)
+    if _is_key(tokenizer):
+        _LAST[tokenizer] = found
+    return found
+
+
+def _texts(tokenizer: Any, ids: list[list[int]]) -> list[str]:
+    """What the ids decode to. Where Transformers would hand each row to its backend unchanged, that takes them at once.
+
+    Transformers first looks through every id for tensors, which takes longer than decoding.
+    """
+    transformers = sys.modules.get("transformers")
+    fast = getattr(transformers, "PreTrainedTokenizerFast", None)
+    if fast is not None and isinstance(tokenizer, fast):
+        plain = all(getattr(type(tokenizer), name) is getattr(fast, name) for name in ("decode", "_decode"))
+        if plain and "batch_decode" not in vars(type(tokenizer)):
+            return list(tokenizer.backend_tokenizer.decode_batch(ids, skip_special_tokens=True))
+    return list(tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _offsets(
+    ids: list[int], text: str, decode: Callable[[list[int]], str], pieces: Pieces
+) -> Sequence[tuple[int, int]]:
+    """`token_offsets` of a text that is what the ids decode to."""
+    joined = _joined(ids, text, decode, pieces)
+    if joined is not None:
+        return joined
+    ranges = _ranges(ids, text, decode, _WINDOW)
     if ranges is None:
         ranges = _ranges(ids, text, decode, len(ids) + 1)
     assert ranges is not None  # without a second anchor the last prefix is the whole, which equals the text
@@ -139,38 +201,47 @@ def policy_turns(offsets: Sequence[tuple[int, int]], policy_mask: Sequence[bool 
 
 
 def _pieces_of(tokenizer: Any, skip_special_tokens: bool) -> Pieces:
-    """What single tokens of this tokenizer write, remembered while it lives: (first in its row?, id) -> text."""
+    """What single tokens of this tokenizer write, remembered while it lives: first in its row? -> id -> text."""
+    if not _is_key(tokenizer):
+        return {True: {}, False: {}}
+    return _PIECES.setdefault(tokenizer, {}).setdefault(skip_special_tokens, {True: {}, False: {}})
+
+
+def _is_key(tokenizer: Any) -> bool:
+    """Whether something can be remembered by a tokenizer: it can be hashed and weakly referred to."""
     try:
-        return _PIECES.setdefault(tokenizer, {}).setdefault(skip_special_tokens, {})
-    except TypeError:  # neither hashed nor weakly referred to: nothing to remember it by
-        return {}
+        _PIECES.get(tokenizer)
+    except TypeError:
+        return False
+    return True
 
 
-def _joined(
-    ids: list[int], text: str, decode: Callable[[list[int]], str], pieces: Pieces
-) -> list[tuple[int, int]] | None:
+def _joined(ids: list[int], text: str, decode: Callable[[list[int]], str], pieces: Pieces) -> Ranges | None:
     """The ranges where the tokens' own texts join to the text; None where they do not, or a character is cut."""
-    ranges: list[tuple[int, int]] = []
-    end, opener = 0, -1  # a decoder may drop the space before the first word that it writes: that token is special
-    for index, token in enumerate(ids):
-        if index and index % (_WINDOW * _AUDIT) == 0 and decode(ids[:index]) != text[:end]:
+    first, known = pieces[True], pieces[False]
+    parts: list[str] = []
+    opener = -1  # a decoder may drop the space before the first word that it writes: that token is special
+    for opener in ids:
+        if opener not in first:
+            first[opener] = decode([opener])
+        parts.append(first[opener])
+        if parts[-1]:
+            break
+    tail = ids[len(parts) :]
+    for token in {*tail}.difference(known):
+        behind, both = decode([opener]), decode([opener, token])
+        if not both.startswith(behind):
             return None
-        piece = pieces.get((end == 0, token))
-        if piece is None:
-            piece = decode([token])
-            if end:
-                behind, both = decode([opener]), decode([opener, token])
-                if not both.startswith(behind):
-                    return None
-                piece = both[len(behind) :]
-            pieces[end == 0, token] = piece
-        if end == 0:
-            opener = token
-        if _REPLACEMENT in piece or not text.startswith(piece, end):
+        known[token] = both[len(behind) :]
+    parts += map(known.__getitem__, tail)
+    whole = "".join(parts)
+    if whole != text or _REPLACEMENT in whole:
+        return None
+    bounds = list(accumulate(map(len, parts), initial=0))
+    for index in range(_WINDOW * _AUDIT, len(ids), _WINDOW * _AUDIT):
+        if decode(ids[:index]) != text[: bounds[index]]:
             return None
-        ranges.append((end, end + len(piece)))
-        end += len(piece)
-    return ranges if end == len(text) else None
+    return Ranges(bounds)
 
 
 def _ranges(ids: list[int], text: str, decode: Callable[[list[int]], str], window: int) -> list[tuple[int, int]] | None:

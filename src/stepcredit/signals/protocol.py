@@ -16,7 +16,7 @@ class Signal(Protocol):
     Attributes:
         name: What configs and the command line call it.
         unit: What its numbers are.
-        requires: The `Rollouts` fields that it reads beside prompts and completions.
+        requires: The `Rollouts` fields that it reads beside prompts and completions; a trainer makes no others.
     """
 
     name: ClassVar[str]

@@ -1,15 +1,16 @@
 """Where a signal's scores meet a batch's tokens: spans or token values in, `process_rewards` out."""
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from stepcredit.batch import RolloutBatch, Rollouts
 from stepcredit.errors import InputError
 from stepcredit.signals.protocol import Scores
-from stepcredit.signals.spans import project_scores
+from stepcredit.signals.spans import score_runs
 
 
 def place_scores(batch: RolloutBatch, rollouts: Rollouts, scores: Scores) -> RolloutBatch:
@@ -42,12 +43,15 @@ def place_scores(batch: RolloutBatch, rollouts: Rollouts, scores: Scores) -> Rol
     if len(scores) != len(rollouts):
         raise InputError(f"`scores` must have one row a rollout; got {len(scores)} for {len(rollouts)} rollouts.")
     if are_token_values(scores):
-        signal = _on_tokens(batch, scores, 0.0, torch.float64)
+        values = torch.from_numpy(np.fromiter(chain.from_iterable(scores), np.float64))
+        signal = _on_tokens(batch, [len(row) for row in scores], values, 0.0)
         return with_token_signal(batch, batch.layout.pack(signal), batch.dtype)
-    projected = project_scores(rollouts, scores)  # type: ignore[arg-type]
+    steps, found, runs = score_runs(rollouts, scores)  # type: ignore[arg-type]
+    lengths = np.array(runs, np.int64)
+    values = torch.from_numpy(np.repeat(np.array(found, np.float64), lengths)).to(batch.dtype)
+    step_ids, counts = torch.from_numpy(np.repeat(np.array(steps, np.int64), lengths)), _token_counts(rollouts)
     return batch.replace(
-        process_rewards=_on_tokens(batch, projected.process_rewards, 0.0, batch.dtype),
-        step_ids=_on_tokens(batch, projected.step_ids, -1, torch.int64),
+        process_rewards=_on_tokens(batch, counts, values, 0.0), step_ids=_on_tokens(batch, counts, step_ids, -1)
     )
 
 
@@ -65,8 +69,10 @@ def place_steps(batch: RolloutBatch, rollouts: Rollouts) -> RolloutBatch:
     if rollouts.steps is None:
         raise InputError("`rollouts` must have steps; got none. Segment the completions first.")
     spans = [[(start, end, 0.0) for start, end in row] for row in rollouts.steps]
-    projected = project_scores(rollouts, spans)  # type: ignore[arg-type]
-    return batch.replace(step_ids=_on_tokens(batch, projected.step_ids, -1, torch.int64))
+    steps, _, runs = score_runs(rollouts, spans)  # type: ignore[arg-type]
+    lengths = np.array(runs, np.int64)
+    step_ids = torch.from_numpy(np.repeat(np.array(steps, np.int64), lengths))
+    return batch.replace(step_ids=_on_tokens(batch, _token_counts(rollouts), step_ids, -1))
 
 
 def with_token_signal(batch: RolloutBatch, signal: Tensor, dtype: torch.dtype) -> RolloutBatch:
@@ -79,22 +85,24 @@ def with_token_signal(batch: RolloutBatch, signal: Tensor, dtype: torch.dtype) -
     return batch.replace(process_rewards=layout.unpack(signal, fill=0.0, out=layout.empty(dtype)))
 
 
-def _on_tokens(batch: RolloutBatch, rows: Sequence[Sequence[Any]], fill: float, dtype: torch.dtype) -> Tensor:
-    """Ragged rows, one value a token, as a token tensor of the batch."""
+def _token_counts(rollouts: Rollouts) -> list[int]:
+    return [len(row) for row in rollouts.offsets or ()]
+
+
+def _on_tokens(batch: RolloutBatch, counts: Sequence[int], values: Tensor, fill: float) -> Tensor:
+    """One value a token, the rollouts one after the other, as a token tensor of the batch."""
     shape, device = batch.response_mask.shape, batch.response_mask.device
+    exact, width = batch.cu_seqlens is not None, shape[-1]
     if batch.cu_seqlens is not None:
         lengths = batch.cu_seqlens.diff().tolist()
     else:
         real = batch.response_mask.cumsum(1).argmax(1) + batch.response_mask.any(1)  # up to the last response token
         lengths = real.tolist()
-    placed = torch.full(shape, fill, dtype=dtype)
-    flat, width = placed.view(-1), shape[-1]
-    begin = 0
-    for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        exact = batch.cu_seqlens is not None
-        if len(row) != length if exact else not length <= len(row) <= width:
-            raise InputError(f"`scores` must have one value a token; got {len(row)} for {length} tokens in row {i}.")
-        at = begin if exact else i * width
-        flat[at : at + len(row)] = torch.tensor(row, dtype=dtype)
-        begin += length
+    for i, (count, length) in enumerate(zip(counts, lengths, strict=True)):
+        if count != length if exact else not length <= count <= width:
+            raise InputError(f"`scores` must have one value a token; got {count} for {length} tokens in row {i}.")
+    if exact:
+        return values.to(device)
+    placed = torch.full(shape, fill, dtype=values.dtype)
+    placed[torch.arange(width) < torch.tensor(counts).unsqueeze(1)] = values
     return placed.to(device)

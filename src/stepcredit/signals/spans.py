@@ -1,13 +1,18 @@
 """The one place where character spans become policy tokens, and the proof that they did."""
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby, repeat
 from math import isfinite
 
-from stepcredit.batch.rollouts import Rollouts, ScoredSpan, Span, check_spans
+from stepcredit.batch.ranges import Ranges
+from stepcredit.batch.rollouts import Rollouts, ScoredSpan, Span, check_spans, never_decrease
 from stepcredit.errors import InputError
 
 Offsets = Sequence[tuple[int, int]]
+AnySpans = Sequence[tuple[int, int] | tuple[int, int, float]]
+Runs = list[tuple[int, int]]  # a step (-1 for none) and how many tokens in a row are its
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def project(
         raise InputError(
             f"`response_mask` must have one entry a token; got {len(response_mask)} for {len(offsets)} tokens."
         )
-    return _project(spans, offsets, text, response_mask)
+    return _projection(_runs(spans, offsets, text, response_mask), len(spans), response_mask)
 
 
 def token_spans(step_ids: Sequence[int], offsets: Offsets) -> dict[int, Span]:
@@ -148,21 +153,10 @@ def project_scores(rollouts: Rollouts, scores: Sequence[Sequence[ScoredSpan]]) -
         >>> project_scores(rollouts, [[ScoredSpan(0, 1, 0.9)]])
         ProjectedScores(process_rewards=[[0.9, 0.0]], step_ids=[[0, -1]], uncovered=[[1]], empty_spans=[[]])
     """
-    if rollouts.offsets is None:
-        raise InputError("`rollouts` must have offsets; got none. Make them with `token_offsets`.")
-    if len(scores) != len(rollouts):
-        raise InputError(f"`scores` must have one entry a rollout; got {len(scores)} for {len(rollouts)} rollouts.")
     result = ProjectedScores([], [], [], [])
-    for row, (spans, offsets, text) in enumerate(zip(scores, rollouts.offsets, rollouts.completions, strict=True)):
-        check_spans("scores", row, [(span[0], span[1]) for span in spans], text)
-        for index, (start, end, score) in enumerate(spans):
-            if not isfinite(score):
-                raise InputError(
-                    f"`scores` must be finite; got {score} for span {index}, ({start}, {end}), in row {row}. "
-                    "Leave a span out to leave it unscored."
-                )
+    for row, spans, runs in _scored(rollouts, scores):
         mask = None if rollouts.response_mask is None else rollouts.response_mask[row]
-        projection = _project(spans, offsets, text, mask)
+        projection = _projection(runs, len(spans), mask)
         result.process_rewards.append([float(spans[step][2]) if step >= 0 else 0.0 for step in projection.step_ids])
         result.step_ids.append(projection.step_ids)
         result.uncovered.append(projection.uncovered)
@@ -170,32 +164,121 @@ def project_scores(rollouts: Rollouts, scores: Sequence[Sequence[ScoredSpan]]) -
     return result
 
 
-def _project(
-    spans: Sequence[tuple[int, int] | tuple[int, int, float]], offsets: Offsets, text: str, mask: Sequence[bool] | None
-) -> Projection:
-    """`project` without its checks."""
-    step_ids: list[int] = []
+def score_runs(rollouts: Rollouts, scores: Sequence[Sequence[ScoredSpan]]) -> tuple[list[int], list[float], list[int]]:
+    """What `project_scores` says, run by run: the tokens of a batch in order, neighbors of one step together.
+
+    Returns:
+        For each run its step (-1 for none), its score (0.0 for none) and its tokens. The tokens of a rollout's runs
+        sum to its length.
+
+    Raises:
+        InputError: As `project_scores`.
+    """
+    steps, reached, tokens = list[int](), list[float](), list[int]()
+    for _, spans, runs in _scored(rollouts, scores):
+        steps += [step for step, _ in runs]
+        of_step = [*(float(span[2]) for span in spans), 0.0]  # -1, no step, reads the last
+        reached += [of_step[step] for step, _ in runs]
+        tokens += [count for _, count in runs]
+    return steps, reached, tokens
+
+
+def _scored(
+    rollouts: Rollouts, scores: Sequence[Sequence[ScoredSpan]]
+) -> Iterator[tuple[int, Sequence[ScoredSpan], Runs]]:
+    """The runs of each row, its scores checked."""
+    if rollouts.offsets is None:
+        raise InputError("`rollouts` must have offsets; got none. Make them with `token_offsets`.")
+    if len(scores) != len(rollouts):
+        raise InputError(f"`scores` must have one entry a rollout; got {len(scores)} for {len(rollouts)} rollouts.")
+    for row, (spans, offsets, text) in enumerate(zip(scores, rollouts.offsets, rollouts.completions, strict=True)):
+        starts, ends, values = zip(*spans, strict=True) if spans else ((), (), ())
+        if not never_decrease(starts, ends, len(text)):
+            check_spans("scores", row, list(zip(starts, ends, strict=True)), text)
+        if not all(map(isfinite, values)):
+            start, end, score = next(span for span in spans if not isfinite(span[2]))
+            raise InputError(
+                f"`scores` must be finite; got {score} for span {values.index(score)}, ({start}, {end}), in row {row}. "
+                "Leave a span out to leave it unscored."
+            )
+        mask = None if rollouts.response_mask is None else rollouts.response_mask[row]
+        yield row, spans, _runs(spans, offsets, text, mask)
+
+
+def _projection(runs: Runs, spans: int, mask: Sequence[bool] | None) -> Projection:
+    """The runs token by token, with the tokens and the spans that found no partner."""
+    step_ids = list(chain.from_iterable(repeat(step, count) for step, count in runs))
+    owners = {step for step, _ in runs}
     uncovered: list[int] = []
+    if -1 in owners:
+        uncovered = [i for i, step in enumerate(step_ids) if step < 0 and (mask is None or mask[i])]
+    return Projection(step_ids, uncovered, [span for span in range(spans) if span not in owners])
+
+
+def _runs(spans: AnySpans, offsets: Offsets, text: str, mask: Sequence[bool] | None) -> Runs:
+    """`project` without its checks: neighboring tokens of one step together."""
+    bounds = _bounds(offsets) if mask is None or all(mask) else None
+    found = None if bounds is None else _whole_tokens(spans, bounds)
+    if found is not None:
+        return found
+    return [(step, len(list(same))) for step, same in groupby(_token_by_token(spans, offsets, text, mask))]
+
+
+def _bounds(offsets: Offsets) -> list[int] | None:
+    """Where the tokens begin and the last one ends, if each begins where the one before ends, the first at 0."""
+    if isinstance(offsets, Ranges):
+        return offsets.bounds
+    bounds = [0, *(end for _, end in offsets)]
+    return bounds if [start for start, _ in offsets] == bounds[:-1] else None
+
+
+def _whole_tokens(spans: AnySpans, bounds: list[int]) -> Runs | None:
+    """The runs, found span by span, where every span begins and ends with a token; else None.
+
+    All tokens are trainable here, and those without characters are the last ones.
+    """
+    count = bisect_left(bounds, bounds[-1])
+    if len(set(bounds)) != count + 1:
+        return None
+    runs: Runs = []
+    done = 0
+    for index, span in enumerate(spans):
+        low, high = span[0], span[1]
+        if low == high:
+            continue
+        first = bisect_left(bounds, low, done, count)
+        last = bisect_left(bounds, high, first, count)
+        if bounds[first] != low or bounds[last] != high:
+            return None
+        if first > done:
+            runs.append((-1, first - done))
+        runs.append((index, last - first))
+        done = last
+    if done < count:
+        runs.append((-1, count - done))
+    silent = len(bounds) - 1 - count  # tokens without characters belong to the step before them
+    if silent:
+        step, tokens = runs.pop() if runs else (-1, 0)
+        runs.append((step, tokens + silent))
+    return runs
+
+
+def _token_by_token(spans: AnySpans, offsets: Offsets, text: str, mask: Sequence[bool] | None) -> Iterator[int]:
+    """The span of each token by a vote of its characters."""
     first = 0  # the first span that the tokens have not passed; token starts never decrease, so it only moves on
     previous = -1
     for token, (start, end) in enumerate(offsets):
         if mask is not None and not mask[token]:
-            step_ids.append(-1)
+            yield -1
             continue
         if start < end:
             while first < len(spans) and spans[first][1] <= start:
                 first += 1
             previous = _owner(spans, first, start, end, text)
-        step_ids.append(previous)
-        if previous < 0:
-            uncovered.append(token)
-    owners = set(step_ids)
-    return Projection(step_ids, uncovered, [span for span in range(len(spans)) if span not in owners])
+        yield previous
 
 
-def _owner(
-    spans: Sequence[tuple[int, int] | tuple[int, int, float]], first: int, start: int, end: int, text: str
-) -> int:
+def _owner(spans: AnySpans, first: int, start: int, end: int, text: str) -> int:
     """The span, from ``first`` on, that owns the characters ``[start, end)``; -1 if the text between spans does."""
     if first == len(spans) or end <= spans[first][0]:
         return -1

@@ -14,11 +14,13 @@ difficulty; the chance of a blind guess is 1 / modulus.
 import random
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 from stepcredit.batch import ScoredSpan
 from stepcredit.errors import InputError
 from stepcredit.tasks.grading import Grade
+from stepcredit.tasks.reductions import Reduction, applied, reduction_of
 from stepcredit.tasks.task import Example, Split
 
 LABELS = "abcdefghijklmnopqrstuvwxyz"
@@ -28,8 +30,6 @@ _TEST_SEED = 0
 _TRAIN_SEEDS = 2**32  # a run's training problems start at (1 + its seed) times this
 
 _PROMPT_PART = re.compile(r"([a-z]):([+*-]?)(0|[1-9][0-9]{0,3})")
-_LINE = re.compile(r"([a-z]):(0|[1-9][0-9]{0,3})((?:[+*-](?:0|[1-9][0-9]{0,3}))+)=(0|[1-9][0-9]{0,3})")
-_APPLIED = re.compile(r"([+*-])([0-9]+)")
 _ANSWER = re.compile(r"answer: (0|[1-9][0-9]{0,3})")
 
 
@@ -195,7 +195,7 @@ class Arithmetic:
             count = 2 if done + 2 <= len(problem.operations) and rng.random() < merge else 1
             taken = problem.operations[done : done + count]
             done += count
-            result = self._apply(total, taken)
+            result = applied(total, taken, self.modulus)
             if count == 2 and rng.random() < merge_slip:
                 result = (result + rng.randrange(1, self.modulus)) % self.modulus
             elif any(op == "*" for op, _ in taken) and rng.random() < product_bug:
@@ -238,18 +238,19 @@ class Arithmetic:
             Empty text: no steps, outcome 0. A cut answer line (no newline, not finished) may lack digits and is
             no answer. Time is linear in the text.
         """
-        problem = self.parse(problem) if isinstance(problem, str) else problem
+        problem = _parsed(self, problem) if isinstance(problem, str) else problem
         lines = completion.split("\n")
-        lines = [line + "\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
+        ended = len(lines) - 1  # those with their newline
+        if not lines[-1]:
+            lines.pop()
         total, done, last = problem.start, 0, None
         steps: list[ScoredSpan] = []
         kinds: list[str] = []
         prefix_ok, position, answer = True, 0, None
-        for number, line in enumerate(lines):
-            body = line.removesuffix("\n")
-            complete = finished or body != line
+        for number, body in enumerate(lines):
+            complete = finished or number < ended
             stated = _ANSWER.fullmatch(body) if number == len(lines) - 1 and complete else None
-            reduction = _LINE.fullmatch(body) if complete and stated is None else None
+            reduction = reduction_of(body, self.modulus) if complete and stated is None else None
             if stated:
                 answer = stated[1]
                 kind, ok = "answer", answer == problem.answer and done == len(problem.operations)
@@ -258,31 +259,33 @@ class Arithmetic:
             elif body == last:
                 kind, ok = "repeated", True  # if that line was wrong, the prefix is wrong already
             else:
-                kind, ok, count = self._reduction(problem, done, total, reduction)
+                kind, ok, count = self._reduction(problem, done, total, body[0], reduction)
                 if count:
-                    done, total = done + count, int(reduction[4])
+                    done, total = done + count, reduction.result
                 last = body
             prefix_ok = prefix_ok and ok
-            steps.append(ScoredSpan(position, position + len(line), float(prefix_ok)))
+            end = position + len(body) + (number < ended)
+            steps.append(ScoredSpan(position, end, float(prefix_ok)))
             kinds.append(kind)
-            position += len(line)
+            position = end
         format_ok = finished and answer is not None and len(lines) > 1 and "malformed" not in kinds
         outcome = float(answer == problem.answer)
         reason = "no answer line" if answer is None else "right" if outcome else "wrong"
         return Grade(outcome, float(format_ok), format_ok, tuple(steps), tuple(kinds), answer is not None, reason)
 
-    def _reduction(self, problem: Problem, done: int, total: int, line: re.Match[str]) -> tuple[str, bool, int]:
+    def _reduction(self, problem: Problem, done: int, total: int, label: str, line: Reduction) -> tuple[str, bool, int]:
         """Kind of a well-formed line, whether its result is right, and how many operations it takes."""
-        written = [(op, int(y)) for op, y in _APPLIED.findall(line[3])]
-        taken = problem.operations[done : done + len(written)]
-        if int(line[2]) != total or tuple(written) != taken or line[1] != LABELS[done + len(written)]:
+        count = len(line.operations)
+        taken = problem.operations[done : done + count]
+        if line.total != total or line.operations != taken or label != LABELS[done + count]:
             return "alien", False, 0
-        return "one" if len(taken) == 1 else "merged", int(line[4]) == self._apply(total, taken), len(taken)
-
-    def _apply(self, total: int, operations: tuple[tuple[str, int], ...]) -> int:
-        for op, y in operations:
-            total = (total + y if op == "+" else total - y if op == "-" else total * y) % self.modulus
-        return total
+        return "one" if count == 1 else "merged", line.right, count
 
     def _problem(self, prompt: str, start: int, operations: tuple[tuple[str, int], ...]) -> Problem:
-        return Problem(prompt, str(self._apply(start, operations)), start, operations)
+        return Problem(prompt, str(applied(start, operations, self.modulus)), start, operations)
+
+
+@lru_cache(maxsize=4096)
+def _parsed(task: Arithmetic, prompt: str) -> Problem:
+    """A prompt read back, once for all rollouts of its group."""
+    return task.parse(prompt)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -37,7 +38,8 @@ class CreditStep:
     Attributes:
         step: The trainer's global step.
         mode: "train" or "eval".
-        rollouts: This rank's rollouts as text; offsets and steps only where a text signal is scored.
+        rollouts: This rank's rollouts as text; offsets only where a text signal is scored, steps only where it reads
+            them (`Signal.requires`) or ``steps`` were asked for.
         batch: This rank's rollouts as tensors.
         credit: This rank's credit.
     """
@@ -115,10 +117,11 @@ def _batch(
     local = rewards[rank * n_rows : (rank + 1) * n_rows].to(mask.device)
     fields: dict[str, Any] = credit.channels.fields(local, trainer.reward_weights.to(mask.device))
     sources = {role: x for role, x in credit.models.items() if _is_source(x) and f"{role}_logprobs" in reads}
-    textual = credit.signal is not None and not isinstance(credit.signal, TensorSignal)
+    signal = credit.signal if not isinstance(credit.signal, TensorSignal) else None  # one that reads text
+    cuts = credit.by_steps or (signal is not None and "steps" in signal.requires)
     rollouts = text_rollouts(
         inputs, completion_ids, mask, groups, trainer.processing_class,
-        cut=credit.cut if textual or credit.by_steps else None, offsets=bool(sources), reference=credit.reference,
+        cut=credit.cut if cuts else None, offsets=signal is not None or bool(sources), reference=credit.reference,
         prompt_ids=_unpadded(output["prompt_ids"], output["prompt_mask"]),
     )  # fmt: skip
     logprobs = logprobs | _source_logprobs(sources, rollouts, logprobs, mask)
@@ -214,8 +217,8 @@ def _is_source(model: Any) -> bool:
 
 
 def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    rows = zip(ids.tolist(), mask.tolist(), strict=True)
-    return [[token for token, kept in zip(row, keeps, strict=True) if kept] for row, keeps in rows]
+    rows, kept = torch.stack([ids, mask]).tolist()
+    return [list(compress(row, keeps)) for row, keeps in zip(rows, kept, strict=True)]
 
 
 def gspo_old_logprobs(inputs: dict[str, Any], logprobs: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from stepcredit.batch import Rollouts, Span
 from stepcredit.batch.rollouts import prompt_text
 from stepcredit.errors import InputError
-from stepcredit.signals.offsets import policy_turns, token_offsets
+from stepcredit.signals.offsets import decoded, decoded_offsets, policy_turns
 
 POLICY_MASK = "policy_mask"
 """The column of `inputs` that tells reward functions which tokens of each completion the policy wrote."""
@@ -99,14 +99,13 @@ def text_rollouts(
         offsets: Whether the tokens' characters are asked for without steps, too.
         prompt_ids: What the policy was given.
     """
-    ids = [list(map(int, row)) for row in completion_ids]
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    ids, texts = decoded(tokenizer, completion_ids)
     references = [row.get(reference) for row in inputs]
     masks = [row.get(POLICY_MASK) for row in inputs]
     several = any(kept is not None and not all(kept) for kept in masks)
     ranges = turns = None
     if cut or offsets or several:
-        ranges = [token_offsets(tokenizer, row, text) for row, text in zip(ids, texts, strict=True)]
+        ranges = decoded_offsets(tokenizer, ids, texts)
     if several and ranges is not None:
         turns = [policy_turns(row, kept or []) for row, kept in zip(ranges, masks, strict=True)]
     return Rollouts(

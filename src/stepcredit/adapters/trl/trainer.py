@@ -145,7 +145,8 @@ def attach(
         format_threshold: A rollout keeps the format where every format function gives at least this much; needed when
             they give other values than 0 and 1.
         steps: How the steps are cut that a signal scores, or over which one of tokens is summed: a scheme of
-            `stepcredit.tasks.segmentation`, or text -> spans. By default lines are scored, and values of tokens stay.
+            `stepcredit.tasks.segmentation`, or text -> spans. By default lines are scored, by a signal that requires
+            `steps`, and values of tokens stay.
         reference: The data set's column of gold answers, for text signals that read them.
         ref_model: The reference, a causal LM. By default the policy as it stands now, where one is needed: a copy, or
             a LoRA policy with its adapter as it is now (off, if it has not been trained).
