@@ -6,12 +6,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def paired_times(alternatives: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def paired_times(
+    alternatives: Mapping[str, Callable[[], Any]],
+    repeats: int | Mapping[str, int],
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    warm_up: bool = True,
+) -> dict[str, list[float]]:
     """Runs every alternative once for nothing, then ``repeats`` times in turns, each round in the other order.
 
     Args:
         alternatives: What is timed, by name.
-        repeats: How many times are taken of each, at least 1.
+        repeats: How many times are taken of each, at least 1; by name, where slow ones sit out the later rounds.
+        clock: Gives seconds.
+        warm_up: Whether to run each once for nothing.
 
     Returns:
         For each alternative its times in seconds, in the order taken: the same index is the same round.
@@ -21,15 +29,16 @@ def paired_times(alternatives: Mapping[str, Callable[[], Any]], repeats: int) ->
         >>> [len(taken) for taken in times.values()]
         [3, 3]
     """
+    of = repeats if isinstance(repeats, Mapping) else dict.fromkeys(alternatives, repeats)
     times: dict[str, list[float]] = {name: [] for name in alternatives}
-    for run in alternatives.values():
+    for run in alternatives.values() if warm_up else ():
         run()
-    for turn in range(repeats):
-        order = list(alternatives) if turn % 2 == 0 else list(reversed(list(alternatives)))
-        for name in order:
-            begun = time.perf_counter()
+    for turn in range(max(of.values(), default=0)):
+        names = [name for name in alternatives if turn < of[name]]
+        for name in names if turn % 2 == 0 else reversed(names):
+            begun = clock()
             alternatives[name]()
-            times[name].append(time.perf_counter() - begun)
+            times[name].append(clock() - begun)
     return times
 
 

@@ -1,7 +1,8 @@
-"""The advantage functions of installed engines, each behind `RolloutBatch` -> [batch, time].
+"""The advantage functions of others, each behind `RolloutBatch` -> [batch, time].
 
-They are the engines' own code, called as their trainers call it; nothing of a formula is here. What an engine cannot
-be given is refused as `UnsupportedError`, never bent.
+Those of engines are the installed engines' own code, called as their trainers call it; nothing of a formula is here.
+PRIME's recipe is in no package and is written out. What one cannot be given is refused as `UnsupportedError`, never
+bent. Each has ``ready(batch)``: the call with its arguments made, to be timed.
 """
 
 from collections.abc import Callable
@@ -24,8 +25,9 @@ PEERS: dict[str, tuple[str, ...]] = {
         "tir_optimal_token_baseline:dense",
     ),
     "trl": ("grpo", "grpo_batch", "grpo_none", "gdpo", "gdpo_none", "rloo", "rloo_normalized"),
+    "prime": ("rloo",),
 }  # fmt: skip
-"""The names of each engine's estimators; ``:dense`` hands verl the process signal too, as rewards of tokens."""
+"""The names of each one's estimators; ``:dense`` hands verl the process signal too, as rewards of tokens."""
 
 
 def peer(name: str) -> Any:

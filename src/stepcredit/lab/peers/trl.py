@@ -1,6 +1,6 @@
 """TRL's own advantages, read off its trainers: their code cannot be called apart from them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,8 @@ from torch import Tensor
 
 from stepcredit.batch import RolloutBatch
 from stepcredit.lab.peers.trl_host import Host
+from stepcredit.lab.peers.trl_lines import group_advantages
+from stepcredit.lab.peers.unsupported import UnsupportedError
 
 _WHITENED = "whitens over the batch, as it is asked to"
 _SETTINGS: Mapping[str, Mapping[str, Any]] = {
@@ -52,6 +54,16 @@ class TRLEstimator:
         if self.name.startswith("gdpo"):
             named |= {"form": batch.format_rewards, **(batch.extra_rewards or {})}
         return self.host.advantages(batch, {name: x for name, x in named.items() if x is not None})
+
+    def ready(self, batch: RolloutBatch) -> Callable[[], Tensor]:
+        """The lines of its trainer that make advantages, to be timed: a call of the trainer does much else.
+
+        Raises:
+            UnsupportedError: See `group_advantages`; or the scheme reads more than the outcome, or is RLOO's.
+        """
+        if not self.name.startswith("grpo"):
+            raise UnsupportedError(f"the lines of TRL's {self.name} are not cut out")
+        return group_advantages(batch, _SETTINGS[self.name])
 
 
 def estimator(name: str) -> TRLEstimator:

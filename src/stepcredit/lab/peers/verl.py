@@ -1,6 +1,6 @@
 """verl's advantage functions, with the arguments that its trainer's `compute_advantage` gives them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +71,10 @@ class VerlEstimator:
         Raises:
             UnsupportedError: The batch has rows that do not count, which verl has no column for.
         """
+        return self.ready(batch)()
+
+    def ready(self, batch: RolloutBatch) -> Callable[[], Tensor]:
+        """The call with its arguments made, to be timed apart from making them; raises as the call does."""
         core, numpy = _core_algos()
         if batch.row_mask is not None and not bool(batch.row_mask.all()):
             raise UnsupportedError("verl has no mask of rows")
@@ -79,20 +83,22 @@ class VerlEstimator:
         uid = numpy.array([f"prompt {group}" for group in batch.group_ids.tolist()], dtype=object)
         config = core.DictConfig(dict(self.config))
         if self.name == "gae":
-            return core.compute_gae_advantage_return(  # type: ignore[no-any-return]
-                token_level_rewards=rewards, values=torch.zeros_like(rewards), response_mask=mask,
-                gamma=config.gamma, lam=config.lam,
-            )[0]  # fmt: skip
-        if self.name == "grpo_passk" and bool((torch.unique(batch.group_ids, return_counts=True)[1] < 2).any()):
-            raise UnsupportedError("Pass@k is of groups of two and more")
-        more = self._own_arguments(batch)
-        if "config" in more:
-            config = core.DictConfig({**config, **more.pop("config")})
-        function = core.get_adv_estimator_fn(self.name)
-        advantages: Tensor = function(
-            token_level_rewards=rewards, response_mask=mask, config=config, index=uid, **more
-        )[0]
-        return advantages
+            function = core.compute_gae_advantage_return
+            given = {"values": torch.zeros_like(rewards), "gamma": config.gamma, "lam": config.lam}
+        else:
+            if self.name == "grpo_passk" and bool((torch.unique(batch.group_ids, return_counts=True)[1] < 2).any()):
+                raise UnsupportedError("Pass@k is of groups of two and more")
+            more = self._own_arguments(batch)
+            if "config" in more:
+                config = core.DictConfig({**config, **more.pop("config")})
+            function = core.get_adv_estimator_fn(self.name)
+            given = {"config": config, "index": uid, **more}
+
+        def call() -> Tensor:
+            advantages: Tensor = function(token_level_rewards=rewards, response_mask=mask, **given)[0]
+            return advantages
+
+        return call
 
     def _own_arguments(self, batch: RolloutBatch) -> dict[str, Any]:
         """What the dispatcher hands to this estimator alone."""
