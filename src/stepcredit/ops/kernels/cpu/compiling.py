@@ -13,7 +13,8 @@ from torch import Tensor
 from stepcredit.ops.kernels.operands import Grouped, Rows, Signal, flat
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_PARTS, _TOKENS = 4, 1 << 16  # parts a thread, so that ragged ones even out; tokens that are worth a thread
+_PARTS, _PART = 16, 1 << 18  # the most parts a thread, so that ragged ones even out; tokens of a part, were they fewer
+_TOKENS = 1 << 16  # that are worth a thread
 
 
 class Kernel:
@@ -48,7 +49,8 @@ class Kernel:
         threads = min(torch.get_num_threads(), units, 1 + tokens // _TOKENS)
         if threads <= 1:
             return [self.compiled(0, units, *arguments)]
-        cuts = [units * part // (threads * _PARTS) for part in range(threads * _PARTS + 1)]
+        parted = threads * min(_PARTS, max(4, tokens // (threads * _PART)))
+        cuts = [units * part // parted for part in range(parted + 1)]
         parts = iter(list(pairwise(cuts)))  # whoever is done takes the next
 
         def work() -> list[Any]:
