@@ -33,17 +33,23 @@ def _chunks(  # type: ignore[no-untyped-def]
         average[:longest] = 0.0
         for place in range(edges[g], edges[g + 1]):
             r = order[place]
-            a, b, c, s, j = first[r], stop[r], center[r], cut[r], 0
-            row = x[a:b]
-            if every and b - a == length[r]:
-                for i in range(row.size):
-                    average[i] += (row[i] - c) * s
-                continue
-            for t in range(a, b):
-                if mask[t]:
-                    if every or covers[t]:
-                        average[j] += (x[t] - c) * s
-                    j += 1
+            t, b, c, s, j = first[r], stop[r], center[r], cut[r], 0
+            whole = b - t == length[r]
+            while t < b:  # from a run of response tokens to the next
+                ends = b if whole else t
+                while ends < b and mask[ends]:
+                    ends += 1
+                row, here = x[t:ends], average[j : j + ends - t]
+                if every:
+                    for i in range(row.size):
+                        here[i] += (row[i] - c) * s
+                else:
+                    for i in range(row.size):
+                        here[i] += (row[i] - c) * s if covers[t + i] else 0.0
+                j += row.size
+                t = ends
+                while t < b and not mask[t]:
+                    t += 1
         for j in range(longest):
             average[j] /= edges[g + 1] - edges[g]
         cuts = 0  # chunk holds that of so many positions, for every row that is covered throughout
@@ -56,10 +62,9 @@ def _chunks(  # type: ignore[no-untyped-def]
             row, credit = x[a:b], out[a:b]
             if not (whole and every):
                 for t in range(a, b):
-                    if mask[t]:
-                        values[n] = x[t]
-                        on[n] = every or covers[t]
-                        n += 1
+                    values[n] = x[t]
+                    on[n] = every or covers[t]
+                    n += mask[t]
                 row, credit = values[:n], written[:n]
             n = row.size
             if n == 0:
@@ -95,5 +100,5 @@ def _chunks(  # type: ignore[no-untyped-def]
                 continue
             n = 0
             for t in range(a, b):
-                out[t] = credit[n] if mask[t] else 0
+                out[t] = written[n] if mask[t] else 0
                 n += mask[t]
