@@ -4,7 +4,7 @@ import math
 import random
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -28,9 +28,11 @@ from stepcredit.errors import MissingExtraError
 from stepcredit.estimators import Estimator
 from stepcredit.estimators.base import Assignment
 from stepcredit.ops import kernels
+from stepcredit.ops.groups import Pool
 from stepcredit.ops.kernels import choosing
 from stepcredit.ops.kernels.cpu.compiling import Kernel, array
 from stepcredit.ops.returns import return_so_far, return_to_go
+from stepcredit.ops.scaling import center, standardize
 from stepcredit.ops.segments import Segments
 from stepcredit.shaping.chunks import chunk_by_value
 from strategies import NAN, packed, padded, plain_batch
@@ -447,3 +449,37 @@ def test_a_gradient_goes_through_torch() -> None:
         return_to_go(x, Segments.from_lengths(torch.tensor([3, 2])), 0.5).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [1.0, 1.5, 1.75, 1.0, 1.5]
+
+
+@pytest.mark.parametrize("n", [5, 9])
+def test_values_that_do_not_fit_are_refused_and_reach_no_kernel(n: int) -> None:
+    rows, pool = Segments.from_lengths(torch.tensor([3, 4])), Pool.of(torch.arange(7))
+    x, edges = torch.ones(n, dtype=torch.float64), torch.zeros(n, dtype=torch.bool)
+    calls: list[Callable[[], Any]] = [
+        lambda: return_to_go(x, rows),
+        lambda: return_so_far(x, rows),
+        lambda: chunk_by_value(x, edges, rows),
+        lambda: center(x, pool),
+        lambda: standardize(x, pool),
+        lambda: center(torch.ones(7, 2), pool),
+    ]
+    for call in calls:
+        for choice in ("always", "never"):
+            with kernels.using(choice), pytest.raises((InputError, RuntimeError, IndexError)):
+                call()
+
+
+@pytest.mark.parametrize("norm", ["batch_max", None])
+def test_a_huge_reward_on_the_last_token_of_prime_leaves_no_rounding(norm: Any) -> None:
+    x = torch.rand(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 0.5
+    x[0, -1], x[2, -1] = 1e20, -1e20
+    rewards = torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    batch = RolloutBatch(torch.ones(4, 6, dtype=torch.bool), torch.tensor([0, 0, 1, 1]), rewards, process_rewards=x)
+    fast, slow = both(PRIME(process_norm=norm), batch)
+    torch.testing.assert_close(fast, slow, rtol=1e-12, atol=1e-12)
+
+
+def test_out_that_is_read_negated_is_refused() -> None:
+    batch = RolloutBatch(torch.ones(2, 1 << 13, dtype=torch.bool), [0, 0], [1.0, 0.0])
+    with pytest.raises(InputError, match="a negative view"):
+        GRPO()(batch, out=torch._neg_view(torch.zeros(2, 1 << 13)))

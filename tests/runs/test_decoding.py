@@ -106,6 +106,32 @@ def replaced() -> Any:
     return model
 
 
+def namesake() -> Any:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = LlamaForCausalLM.forward(self, *args, **kwargs)
+        found.logits = found.logits / 4
+        return found
+
+    kind = type("LlamaForCausalLM", (LlamaForCausalLM,), {"forward": forward, "__module__": "somebody.else"})
+    model = llama()
+    model.__class__ = kind
+    return model
+
+
+def patched_under_trls() -> Any:
+    model = llama()
+    own = model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        found = own(*args, **kwargs)
+        found.logits = found.logits * 3
+        return found
+
+    model.forward = forward
+    add_fused_lm_head(model, temperature=0.7)
+    return model
+
+
 def patched(part: str) -> Any:
     model = llama()
     target = model.get_submodule(part)
@@ -119,6 +145,8 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "a hook": hooked,
     "a replaced part": replaced,
     "a patched forward": lambda: patched(""),
+    "a patched forward under TRL's": patched_under_trls,
+    "another class of the same name": namesake,
     "a patched layer": lambda: patched("model.layers.2.self_attn"),
     "eager attention": lambda: llama(attn_implementation="eager"),
     "a sliding window": lambda: qwen(use_sliding_window=True, sliding_window=4, max_window_layers=1),

@@ -98,9 +98,10 @@ class Layout:
         if not isinstance(out, Tensor):
             raise InputError(f"{rule}; got {type(out).__name__}.")
         fits = out.shape == self.shape and out.dtype == dtype and out.device == device
-        if not fits or not out.is_contiguous() or out.requires_grad:
+        if not fits or not out.is_contiguous() or out.requires_grad or out.is_neg():
             found = f"{out.dtype} of shape {list(out.shape)}, strides {list(out.stride())}, on {out.device}"
-            raise InputError(f"{rule}; got {found}{', requires_grad' if out.requires_grad else ''}.")
+            found += f"{', requires_grad' if out.requires_grad else ''}{', a negative view' if out.is_neg() else ''}"
+            raise InputError(f"{rule}; got {found}.")
         return out
 
     def by_row(self, values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from stepcredit.estimators.rollout_view import RolloutView
 from stepcredit.ops.groups import Pool
 from stepcredit.ops.kernels.choosing import package, readable
 from stepcredit.ops.kernels.offered import Kernels
-from stepcredit.ops.kernels.operands import Grouped, Line, Moments, Rows, Signal, flat
+from stepcredit.ops.kernels.operands import Grouped, Line, Moments, Rows, Signal
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,24 +101,19 @@ class InPlace(RolloutView):
         return Signal.of(self.batch.process_rewards, self.batch.step_ids, self.batch.process_mask)
 
     @cached_property
-    def signal_by_token(self) -> Signal:
-        """The process signal with each token's number its own; steps say no more than what is covered."""
-        batch, covers = self.batch, self.signal.covers
-        if self.signal.steps is not None:
-            on = self.signal.steps >= 0
-            covers = on if covers is None else covers & on
-        return Signal(flat(batch.process_rewards), None, covers) if batch.process_rewards is not None else self.signal
+    def signal_before_the_last_token(self) -> tuple[Signal, Tensor]:
+        """The process signal token by token, without each row's last one; and float64 [batch], 1 where it covers that.
 
-    def at_last_token(self, signal: Signal) -> Tensor:
-        """float64 [batch]: the signal at each row's last response token, 0 where it does not cover that."""
-        assert signal.x is not None
-        if self.rows.mask.numel() == 0:
-            return torch.zeros_like(self.rows.length, dtype=torch.float64)
-        at = (self.rows.stop - 1).clamp(min=0)
-        on = self.rows.length > 0
-        if signal.covers is not None:
-            on = on & signal.covers.index_select(0, at)
-        return torch.where(on, signal.x.index_select(0, at).double(), 0.0)
+        Steps say no more than what is covered.
+        """
+        signal, rows = self.signal, self.rows
+        on = rows.mask if signal.covers is None else signal.covers
+        if signal.steps is not None:
+            on = on & (signal.steps >= 0)
+        on = torch.cat([on, on.new_zeros(1)])  # rows without a response token write to one more place
+        at = torch.where(rows.length > 0, rows.stop - 1, on.numel() - 1)
+        last = on.index_select(0, at).double()
+        return Signal(signal.x, None, on.index_fill_(0, at, False)[:-1]), last
 
     @cached_property
     def moments(self) -> Moments:

@@ -64,6 +64,7 @@ def bench_advantages(
         StepCreditError: Memory could not be counted, or a peer that was asked for is not installed.
     """
     _check(layouts, dtype, step_ids, threads, repeats, memory)
+    _check_device(device)
     asked, left_out = _installed(peers)
     names = list(schemes or TARGETED)
     names += [] if schemes else [one for one in dict.fromkeys(RIVALS[p].scheme for p in asked) if one not in names]
@@ -149,6 +150,16 @@ def _shapes(
             size = case.group or rows if group is None else group
             found.append(Shape(name, rows, width, size, DTYPES[dtype], STEP_DTYPES[step_ids], device))
     return found
+
+
+def _check_device(device: str) -> None:
+    rule = f"`device` must be cpu, or a cuda device that torch has here; got {device!r}"
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise InputError(f"{rule}.")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"{rule}: {str(error).splitlines()[0]}.") from None
 
 
 def _check(

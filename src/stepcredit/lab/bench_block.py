@@ -120,12 +120,13 @@ def _rivals(name: str, batch: RolloutBatch, peers: Sequence[str]) -> tuple[list[
             left_out[one] = " ".join(str(error).split())
             continue
         ours = quiet(partial(rival.settings, batch))().advantages
-        counted = batch.layout.counted
+        counted, read = batch.layout.counted, (x for x in (batch.rewards, batch.process_rewards) if x is not None)
+        coarsest = max(torch.finfo(x.dtype).eps for x in read)
         gap = float(torch.where(counted, ours - theirs, 0.0).abs().max())
         largest = float(torch.where(counted, ours, 0.0).abs().max())
         found.append(
             {"peer": one, "settings": repr(rival.settings), "run": run, "greatest_difference": gap,
-             "largest": largest, "agrees": gap <= AGREED * max(largest, 1e-30)}
+             "largest": largest, "agrees": gap <= max(AGREED, 4 * coarsest) * max(largest, 1e-30)}
         )  # fmt: skip
     return found, left_out
 

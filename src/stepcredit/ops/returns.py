@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from stepcredit.errors import InputError
 from stepcredit.ops.kernels.cpu import along
 from stepcredit.ops.segments import Segments
 
@@ -20,6 +21,9 @@ def return_to_go(x: Tensor, rows: Segments, gamma: float = 1.0) -> Tensor:
     Returns:
         float [N]; each row's last item keeps its own value. Rows never touch each other's rounding.
 
+    Raises:
+        InputError: x is not as long as the rows.
+
     Example:
         >>> return_to_go(torch.tensor([1.0, 2.0, 3.0]), Segments.from_lengths(torch.tensor([2, 1]))).tolist()
         [3.0, 2.0, 3.0]
@@ -28,7 +32,8 @@ def return_to_go(x: Tensor, rows: Segments, gamma: float = 1.0) -> Tensor:
         The return of reinforcement learning; with gamma = 1 the process form of GRPO (Shao et al., DeepSeekMath,
         arXiv 2402.03300, 4.1.3).
     """
-    if along.reads(x):
+    _check_size(x, rows)
+    if along.reads(x, rows.size):
         return along.return_to_go(x, rows.offsets, gamma)
     result = torch.empty_like(x)
     for part, items in rows.buckets():
@@ -52,13 +57,22 @@ def return_so_far(x: Tensor, rows: Segments) -> Tensor:
     Returns:
         float [N]; each row's first item keeps its own value.
 
+    Raises:
+        InputError: x is not as long as the rows.
+
     Example:
         >>> return_so_far(torch.tensor([1.0, 2.0, 3.0]), Segments.from_lengths(torch.tensor([2, 1]))).tolist()
         [1.0, 3.0, 3.0]
     """
-    if along.reads(x):
+    _check_size(x, rows)
+    if along.reads(x, rows.size):
         return along.return_so_far(x, rows.offsets)
     result = torch.empty_like(x)
     for part, items in rows.buckets():
         result[items] = part.unpad(part.pad(x[items]).cumsum(1))
     return result
+
+
+def _check_size(x: Tensor, rows: Segments) -> None:
+    if x.shape != (rows.size,):
+        raise InputError(f"`x` must have one value an item of the rows, {rows.size}; got shape {list(x.shape)}.")

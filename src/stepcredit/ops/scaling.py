@@ -21,7 +21,7 @@ WHITEN_VAR_EPS = 1e-8
 
 def center(x: Tensor, pool: Pool) -> Tensor:
     """``x - mean of x over its pool``; float [M] -> float [M], each pool sums to 0."""
-    if pool.process_group is None and pools.reads(x, small=pool.rest):
+    if pool.process_group is None and pools.reads(x, pool.index, small=pool.rest):
         return pools.centered(x, pool.index, pool.n)
     return x - pool.spread(pool.mean(x))
 
@@ -150,7 +150,7 @@ def on_rollouts(operator: LinearMap, pool: Pool, singletons: Singletons) -> Line
 
 def _where_varied(x: Tensor, pool: Pool, correction: int, scale: Callable[[Tensor], Tensor]) -> Tensor:
     """``scale(variance)`` of each pool whose values vary, else 0; the values are compared before any arithmetic."""
-    if pool.process_group is None and pools.reads(x, small=pool.rest):
+    if pool.process_group is None and pools.reads(x, pool.index, small=pool.rest):
         squares, varied = pools.squares(x, pool.index, pool.n)
     else:
         squares, varied = pool.sum(center(x, pool).square()), pool.varies(x)

@@ -82,7 +82,8 @@ def steps_through_layers(model: Any) -> bool:
     torch's own attention, with rotations that depend on the position alone. An adapter, a subclass, a part or a
     forward that was replaced, hooks, another or a mixed precision: the model itself goes on.
     """
-    if type(model).__name__ not in _FAMILIES or model.device.type != "cpu":
+    own = type(model).__module__.startswith("transformers.models.") and type(model).__name__ in _FAMILIES
+    if not own or model.device.type != "cpu":
         return False
     config, dtypes = model.config, {parameter.dtype for parameter in model.parameters()}
     return (
@@ -90,6 +91,8 @@ def steps_through_layers(model: Any) -> bool:
         and config._attn_implementation == "sdpa"
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         and (getattr(config, "rope_parameters", None) or {}).get("rope_type") in _FIXED_ROPES
+        and type(model.lm_head) is nn.Linear
+        and not torch.nn.modules.module._global_forward_hooks
         and not hasattr(model, "_original_forward")  # Accelerate's, around which it puts a mixed precision
         and _forward_is_its_own(model)
         and not any(_is_changed(module) for module in model.modules() if module is not model)
@@ -100,8 +103,14 @@ def steps_through_layers(model: Any) -> bool:
 def _forward_is_its_own(model: nn.Module) -> bool:
     """Whether a model's forward is its class's, or TRL's around that, which goes to it where nothing is scored."""
     forward = vars(model).get("forward")
-    names = getattr(getattr(forward, "__func__", forward), "__globals__", {})
-    return forward is None or str(names.get("__name__")).startswith("trl.")
+    if forward is None:
+        return True
+    around = getattr(forward, "__func__", forward)
+    if not str(getattr(around, "__globals__", {}).get("__name__")).startswith("trl."):
+        return False
+    held = zip(around.__code__.co_freevars, around.__closure__ or (), strict=True)
+    within = {name: cell.cell_contents for name, cell in held}.get("original_forward")
+    return getattr(within, "__func__", None) is type(model).forward
 
 
 def _is_changed(module: nn.Module) -> bool:

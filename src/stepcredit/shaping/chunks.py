@@ -36,7 +36,7 @@ def chunk_by_value(u: Tensor, boundaries: Tensor, rows: Segments, *, eta: float 
     Reference:
         PASS, arXiv 2606.29296, eq. 6 and algorithm 2. ``min_chunk`` is an addition.
     """
-    if along.reads(u):
+    if along.reads(u, rows.size) and boundaries.shape == u.shape and boundaries.dtype == torch.bool:
         return Segments.from_starts(along.chunk_starts(u, boundaries, rows.offsets, eta, min_chunk))
     forced = boundaries.clone()
     forced[rows.first] = True

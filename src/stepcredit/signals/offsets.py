@@ -124,12 +124,12 @@ def decoded(tokenizer: Any, token_ids: Sequence[Sequence[int]]) -> tuple[list[li
     """
     last = _LAST.get(tokenizer) if _is_key(tokenizer) else None
     if last is not None and all(type(row) is list for row in token_ids) and list(token_ids) == last[0]:
-        return last
+        return [list(row) for row in last[0]], list(last[1])
     ids = [list(row) if {*map(type, row)} == {int} else list(map(int, row)) for row in token_ids]
-    found = ids, _texts(tokenizer, ids)
+    texts = _texts(tokenizer, ids)
     if _is_key(tokenizer):
-        _LAST[tokenizer] = found
-    return found
+        _LAST[tokenizer] = [list(row) for row in ids], list(texts)  # the caller's own lists may change
+    return ids, texts
 
 
 def _texts(tokenizer: Any, ids: list[list[int]]) -> list[str]:
@@ -140,8 +140,8 @@ def _texts(tokenizer: Any, ids: list[list[int]]) -> list[str]:
     transformers = sys.modules.get("transformers")
     fast = getattr(transformers, "PreTrainedTokenizerFast", None)
     if fast is not None and isinstance(tokenizer, fast):
-        plain = all(getattr(type(tokenizer), name) is getattr(fast, name) for name in ("decode", "_decode"))
-        if plain and "batch_decode" not in vars(type(tokenizer)):
+        names = ("decode", "_decode", "batch_decode")
+        if all(getattr(type(tokenizer), x) is getattr(fast, x) and x not in vars(tokenizer) for x in names):
             return list(tokenizer.backend_tokenizer.decode_batch(ids, skip_special_tokens=True))
     return list(tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 

@@ -8,10 +8,11 @@ from stepcredit.ops.kernels.choosing import interpreted, readable
 from stepcredit.ops.kernels.cpu.compiling import Kernel, array
 
 
-def reads(x: Tensor) -> bool:
-    """Whether kernels take the values (float [N]): large, of a known dtype, on the CPU, and no gradient is asked."""
-    graph = torch.is_grad_enabled() and x.requires_grad
-    return x.device.type == "cpu" and not graph and not interpreted() and readable(x.numel(), x.device, x) is None
+def reads(x: Tensor, n: int) -> bool:
+    """Whether kernels take the values: float [n], many, of a known dtype, on the CPU, and no gradient is asked."""
+    if x.shape != (n,) or (torch.is_grad_enabled() and x.requires_grad):
+        return False
+    return x.device.type == "cpu" and not interpreted() and readable(x.numel(), x.device, x) is None
 
 
 def return_to_go(x: Tensor, offsets: Tensor, gamma: float) -> Tensor:

@@ -39,13 +39,13 @@ def _chunks(  # type: ignore[no-untyped-def]
                 ends = b if whole else t
                 while ends < b and mask[ends]:
                     ends += 1
-                row, here = x[t:ends], average[j : j + ends - t]
+                row, sums = x[t:ends], average[j : j + ends - t]
                 if every:
                     for i in range(row.size):
-                        here[i] += (row[i] - c) * s
+                        sums[i] += (row[i] - c) * s
                 else:
                     for i in range(row.size):
-                        here[i] += (row[i] - c) * s if covers[t + i] else 0.0
+                        sums[i] += (row[i] - c) * s if covers[t + i] else 0.0
                 j += row.size
                 t = ends
                 while t < b and not mask[t]:

@@ -7,10 +7,12 @@ from stepcredit.ops.kernels.choosing import LEAST_TOKENS, interpreted, readable
 from stepcredit.ops.kernels.cpu.compiling import Kernel, array
 
 
-def reads(x: Tensor, *, small: bool) -> bool:
-    """Whether kernels take the values (float [M]) of pools: on the CPU, and large, or ``small`` too."""
+def reads(x: Tensor, index: Tensor, *, small: bool) -> bool:
+    """Whether kernels take values (float [M]) and their pools (int64 [M]): on the CPU, and many, or ``small`` too."""
     graph = torch.is_grad_enabled() and x.requires_grad
-    if x.device.type != "cpu" or graph or interpreted():
+    if x.ndim != 1 or x.shape != index.shape or index.dtype != torch.int64 or graph:
+        return False
+    if x.device.type != "cpu" or index.device.type != "cpu" or interpreted():
         return False
     return readable(LEAST_TOKENS if small else x.numel(), x.device, x) is None
 
