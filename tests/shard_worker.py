@@ -132,6 +132,7 @@ def compare(rank: int, ranks: int, folder: str) -> None:
         live = {i for i, row in enumerate(plain["mask"]) if any(row)}
         split += len({at for i, at in enumerate(owner) if i in live and plain["group"][i] == plain["group"][0]}) > 1
     assert split > 50  # of the first groups, so many really are split
+    dist.barrier()  # none is gone while another still talks to it
     dist.destroy_process_group()
 
 
@@ -208,6 +209,7 @@ def refuse(rank: int, ranks: int, folder: str) -> None:
         {0: 1}[int(odd)]  # other errors of a rank's own are told too
     with refusing_alike(world):
         pass
+    dist.barrier()
     dist.destroy_process_group()
 
 
