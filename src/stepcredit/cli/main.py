@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "allocate" not in str(error):
             raise
-        print(f"stepcredit {args.verb}: the data does not fit into memory; try --limit", file=sys.stderr)
+        less = "try --limit" if hasattr(args, "limit") else "ask for less of it"
+        print(f"stepcredit {args.verb}: the data does not fit into memory; {less}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"stepcredit {args.verb}: interrupted; nothing was left half-written", file=sys.stderr)
