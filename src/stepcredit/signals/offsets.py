@@ -116,7 +116,8 @@ def decoded_offsets(
 def decoded(tokenizer: Any, token_ids: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[str]]:
     """The completions of a batch as plain ids and as text, special tokens left out.
 
-    The last batch of each tokenizer is remembered: a trainer's reward functions and its credit read the same one.
+    The last batch of each tokenizer is remembered: a trainer's reward functions and its credit read the same one, and
+    are given the same lists, which are to be read and not written to.
 
     Args:
         tokenizer: Decodes ids, as the tokenizers of transformers do.
@@ -124,12 +125,12 @@ def decoded(tokenizer: Any, token_ids: Sequence[Sequence[int]]) -> tuple[list[li
     """
     last = _LAST.get(tokenizer) if _is_key(tokenizer) else None
     if last is not None and all(type(row) is list for row in token_ids) and list(token_ids) == last[0]:
-        return [list(row) for row in last[0]], list(last[1])
+        return last
     ids = [list(row) if {*map(type, row)} == {int} else list(map(int, row)) for row in token_ids]
-    texts = _texts(tokenizer, ids)
+    found = ids, _texts(tokenizer, ids)
     if _is_key(tokenizer):
-        _LAST[tokenizer] = [list(row) for row in ids], list(texts)  # the caller's own lists may change
-    return ids, texts
+        _LAST[tokenizer] = found
+    return found
 
 
 def _texts(tokenizer: Any, ids: list[list[int]]) -> list[str]:
