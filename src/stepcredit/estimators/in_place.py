@@ -101,19 +101,18 @@ class InPlace(RolloutView):
         return Signal.of(self.batch.process_rewards, self.batch.step_ids, self.batch.process_mask)
 
     @cached_property
-    def signal_before_the_last_token(self) -> tuple[Signal, Tensor]:
-        """The process signal token by token, without each row's last one; and float64 [batch], 1 where it covers that.
+    def signal_with_last_0(self) -> Signal:
+        """The process signal token by token, a copy with 0 at each row's last response token.
 
         Steps say no more than what is covered.
         """
-        signal, rows = self.signal, self.rows
-        on = rows.mask if signal.covers is None else signal.covers
-        if signal.steps is not None:
-            on = on & (signal.steps >= 0)
-        on = torch.cat([on, on.new_zeros(1)])  # rows without a response token write to one more place
-        at = torch.where(rows.length > 0, rows.stop - 1, on.numel() - 1)
-        last = on.index_select(0, at).double()
-        return Signal(signal.x, None, on.index_fill_(0, at, False)[:-1]), last
+        x, steps, covers = self.signal.x, self.signal.steps, self.signal.covers
+        assert x is not None
+        if steps is not None:
+            covers = steps >= 0 if covers is None else covers & (steps >= 0)
+        x = torch.cat([x, x.new_zeros(1)])  # rows without a response token write to one more place
+        at = torch.where(self.rows.length > 0, self.rows.stop - 1, x.numel() - 1)
+        return Signal(x.index_fill_(0, at, 0.0)[:-1], None, covers)
 
     @cached_property
     def moments(self) -> Moments:

@@ -73,20 +73,18 @@ class PRIME(Estimator):
         return place.refusal("process_rewards") or partial(self._whitened_returns, place)
 
     def _whitened_returns(self, place: InPlace) -> Writing:
-        """The last token, whose reward is 0, is not among those that are summed: what it adds, every token gets."""
-        signal, last = place.signal_before_the_last_token
-        rows, nothing = place.rows, torch.zeros_like(last)
+        signal, rows = place.signal_with_last_0, place.rows
+        nothing = torch.zeros_like(rows.length, dtype=torch.float64)
         raw = place.kernels.returns(signal, Line(nothing, nothing + 1, nothing), rows)
         norm = nothing + 1
         if self.process_norm == "batch_max":
             largest = torch.cat([nothing.new_zeros(1), raw.greatest, -raw.least]).max()
             norm = torch.where(largest > 0, norm / (largest + PROCESS_NORM_EPS), 0.0)
-        count = raw.count + last
-        scored = count > 0
-        means = torch.where(scored, raw.whole * norm / count.clamp(min=1), 0.0)
+        scored = raw.count > 0
+        means = torch.where(scored, raw.whole * norm / raw.count.clamp(min=1), 0.0)
         factor, baseline = baseline_of_means(means, scored, place.groups, self.token_baseline)
         slope = factor * norm
-        process = Line(baseline / torch.where(norm > 0, norm, 1.0), slope, -last * factor * baseline)
+        process = Line(baseline / torch.where(norm > 0, norm, 1.0), slope, nothing)
         outcome = {"outcome": leave_one_out(place.channels["outcome"], place.groups)}
         return whitened_returns(place, signal, process, outcome, by_whitening, 1)
 
