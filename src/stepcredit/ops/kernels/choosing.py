@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ Choice = Literal["auto", "always", "never", "interpreted"]
 LEAST_TOKENS = 1 << 14
 """Token places from which "auto" takes kernels: on fewer, torch is done before a kernel is loaded."""
 
+_CHOICES = get_args(Choice)
 _COMPILERS = {"cpu": "numba", "cuda": "triton"}
 _chosen: ContextVar[Choice | None] = ContextVar("stepcredit_kernels", default=None)
 
@@ -100,10 +101,9 @@ def _choice() -> Choice:
 
 
 def _known(name: str, value: str) -> Choice:
-    for choice in get_args(Choice):
-        if value == choice:
-            return choice  # type: ignore[no-any-return]
-    raise InputError(f"`{name}` must be one of {', '.join(get_args(Choice))}; got {value!r}.")
+    if value not in _CHOICES:
+        raise InputError(f"`{name}` must be one of {', '.join(_CHOICES)}; got {value!r}.")
+    return cast(Choice, value)
 
 
 def _uninterpreted(device: torch.device) -> str | None:
