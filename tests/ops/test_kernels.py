@@ -1,8 +1,11 @@
 """Kernels against plain loops and against torch: credit, checks, warnings, and who runs when."""
 
 import math
+import multiprocessing
+import os
 import random
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -152,6 +155,29 @@ def test_threads_and_torch_agree_on_a_large_batch(estimator: Estimator, fields: 
     assert bool(slow.any())
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
     assert torch.equal(fast, both(estimator, batch)[0])  # one thread, or as many as there are: the same numbers
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_starts_threads_of_its_own() -> None:
+    made = large(2)
+    batch = RolloutBatch(**{name: made[name] for name in ("response_mask", "group_ids", "rewards")})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with kernels.using("always"):
+            whole = GRPO()(batch).advantages  # the helper is alive when the process forks
+            child = multiprocessing.get_context("fork").Process(target=_same_again, args=(batch, whole))
+            child.start()
+            child.join(30)
+    finally:
+        torch.set_num_threads(threads)
+        child.kill()
+    assert child.exitcode == 0
+
+
+def _same_again(batch: RolloutBatch, whole: torch.Tensor) -> None:
+    same = (GRPO()(batch).advantages.numpy() == whole.numpy()).all()  # NumPy: torch's own threads stay behind too
+    os._exit(0 if same and threading.active_count() == 2 else 1)
 
 
 @pytest.mark.parametrize("estimator", [SPRO(), GRPO(), RLOO()], ids=str)

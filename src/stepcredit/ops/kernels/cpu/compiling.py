@@ -1,8 +1,9 @@
 """Compiling a kernel at its first call, and running it in parts on several threads."""
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -56,9 +57,17 @@ class Kernel:
         def work() -> list[Any]:
             return [self.compiled(lo, hi, *arguments) for lo, hi in parts]
 
-        with ThreadPoolExecutor(threads - 1) as pool:
-            others = [pool.submit(work) for _ in range(threads - 1)]
-            return work() + [one for other in others for one in other.result()]
+        others = [_helpers(threads - 1).submit(work) for _ in range(threads - 1)]
+        return work() + [one for other in others if not other.cancel() for one in other.result()]
+
+
+@cache
+def _helpers(n: int) -> ThreadPoolExecutor:
+    """Threads that stay: to start one takes longer than to wake one."""
+    return ThreadPoolExecutor(n, "stepcredit")
+
+
+os.register_at_fork(after_in_child=_helpers.cache_clear)  # threads stay behind in the parent
 
 
 def in_any_order(plain: Callable[..., Any]) -> Kernel:
