@@ -2,7 +2,7 @@
 
 import math
 import random
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +12,7 @@ from stepcredit.batch import Rollouts, ScoredSpan, Span
 from stepcredit.batch.ranges import Ranges
 from stepcredit.errors import InputError
 from stepcredit.signals.offsets import token_offsets
-from stepcredit.signals.spans import Projection, project, project_scores, score_runs, token_spans
+from stepcredit.signals.spans import Projection, project, project_scores, token_spans
 
 many = settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -71,7 +71,7 @@ def test_brute_force(case):
 @st.composite
 def joined_cases(draw):
     """Spans that begin and end with tokens, where each token begins at the end of the one before: no vote is taken."""
-    lengths = draw(st.lists(st.integers(1, 3), max_size=10)) + [0] * draw(st.integers(0, 2))
+    lengths = draw(st.lists(st.integers(0, 3), max_size=10))
     bounds = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
     edges = sorted(draw(st.lists(st.sampled_from(bounds), max_size=8)))
     spans = [Span(*pair) for pair in pairwise(edges) if draw(st.booleans())]
@@ -89,9 +89,8 @@ def test_brute_force_where_tokens_join(case, seed):
     scored = [ScoredSpan(*span, rng.random()) for span in spans]
     rollouts = Rollouts(["p"] * 2, [text] * 2, [0, 0], offsets=[Ranges(bounds), offsets], response_mask=[ones] * 2)
     whole = project_scores(rollouts, [scored] * 2)
-    steps, scores, lengths = score_runs(rollouts, [scored] * 2)
-    spread = [[x for x, n in zip(of, lengths, strict=True) for _ in range(n)] for of in (steps, scores)]
-    assert spread == [list(chain.from_iterable(rows)) for rows in (whole.step_ids, whole.process_rewards)]
+    assert whole.step_ids == [expected] * 2
+    assert whole.process_rewards == [[scored[step].score if step >= 0 else 0.0 for step in expected]] * 2
     assert whole.uncovered[0] == [i for i, step in enumerate(expected) if step < 0]
     assert whole.empty_spans[0] == [i for i in range(len(spans)) if i not in expected]
 

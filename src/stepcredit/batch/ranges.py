@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import overload
+from typing import Any, overload
+
+import numpy as np
 
 
 class Ranges(Sequence[tuple[int, int]]):
@@ -14,6 +16,9 @@ class Ranges(Sequence[tuple[int, int]]):
         bounds: Where the tokens begin, and where the last one ends: integers that begin at 0 and never decrease.
             Shape: [tokens + 1].
 
+    Attributes:
+        bounds: The same, as an array of int64.
+
     Example:
         >>> ranges = Ranges([0, 2, 5, 5])
         >>> list(ranges), ranges[1], len(ranges), ranges == [(0, 2), (2, 5), (5, 5)]
@@ -22,14 +27,14 @@ class Ranges(Sequence[tuple[int, int]]):
 
     __slots__ = ("bounds",)
 
-    def __init__(self, bounds: list[int]) -> None:
-        self.bounds = bounds
+    def __init__(self, bounds: Sequence[int] | np.ndarray[Any, np.dtype[np.int64]]) -> None:
+        self.bounds = np.asarray(bounds, np.int64)
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return pairwise(self.bounds)
+        return pairwise(self.bounds.tolist())
 
     @overload
     def __getitem__(self, index: int) -> tuple[int, int]: ...
@@ -40,7 +45,7 @@ class Ranges(Sequence[tuple[int, int]]):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Ranges):
-            return self.bounds == other.bounds
+            return np.array_equal(self.bounds, other.bounds)
         return isinstance(other, list) and list(self) == other
 
     __hash__ = None  # type: ignore[assignment]  # as a list has none

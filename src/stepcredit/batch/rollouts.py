@@ -163,7 +163,7 @@ def check_spans(name: str, row: int, spans: Sequence[tuple[int, int]], text: str
 def _in_order(spans: Sequence[tuple[int, int]], length: int) -> bool:
     """Whether spans are surely right: pairs of integers that never decrease. What is left is looked at one by one."""
     if type(spans) is Ranges:
-        return spans.bounds[-1] <= length
+        return int(spans.bounds[-1]) <= length
     try:
         starts, ends = zip(*spans, strict=True) if spans else ((), ())
     except (TypeError, ValueError):

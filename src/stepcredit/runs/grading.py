@@ -1,7 +1,8 @@
 """A task inside a trainer: its grades as reward functions, as a process signal and as metrics, each made once."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import repeat, takewhile
+from itertools import chain, repeat, takewhile
 from typing import Any, ClassVar
 from weakref import ref
 
@@ -100,12 +101,12 @@ class TaskGrader:
         Right, well formed, finished, unparsed, steps of each kind, and the task's measures. ``repeated_lines`` are
         those of the policy that stood in the same completion before, in the policy's words: what a policy writes that
         games a signal.
+
+        Raises:
+            InputError: A grade has a kind of step that the task does not name.
         """
-        totals: dict[str, float] = dict.fromkeys(
-            ("accuracy", "format_ok", "truncated", "unparsed", "repeated_lines"), 0.0
-        )
-        totals |= dict.fromkeys((f"steps_{kind}" for kind in self.task.kinds), 0.0)
-        totals |= dict.fromkeys(self.task.measures, 0.0)
+        named = ("accuracy", "format_ok", "truncated", "unparsed", "repeated_lines")
+        totals: dict[str, float] = dict.fromkeys((*named, *self.task.measures), 0.0)
         rows = zip(self.grades(rollouts), self._finished_of(rollouts), rollouts.completions, _turns(rollouts),
                    strict=True)  # fmt: skip
         for grade, finished, text, turns in rows:
@@ -114,13 +115,16 @@ class TaskGrader:
             totals["truncated"] += not finished
             totals["unparsed"] += not grade.parsed
             mine = [text] if turns is None else [text[start:end] for start, end in turns]
-            lines = [line for part in mine for line in part.splitlines() if line.strip()]
-            totals["repeated_lines"] += len(lines) - len(set(lines))
-            for kind in grade.kinds:
-                totals[f"steps_{kind}"] += 1
+            lines = [line for part in mine for line in part.splitlines()]
+            if len(set(lines)) < len(lines):  # rare; blank lines are no repetition
+                lines = [line for line in lines if line.strip()]
+                totals["repeated_lines"] += len(lines) - len(set(lines))
             for name, value in grade.measures.items():
                 totals[name] += value
-        return totals
+        kinds = Counter(chain.from_iterable(grade.kinds for grade in self.grades(rollouts)))
+        if not kinds.keys() <= {*self.task.kinds}:
+            raise InputError(f"`task` must give steps of its own kinds, {self.task.kinds}; got {tuple(kinds)}.")
+        return totals | {f"steps_{kind}": float(kinds[kind]) for kind in self.task.kinds}
 
     def _graded(
         self,

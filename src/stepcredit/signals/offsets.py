@@ -1,10 +1,13 @@
 """Character offsets of sampled tokens: ids in, character ranges of the exact completion text out."""
 
 import sys
+from array import array
 from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
+
+import numpy as np
 
 from stepcredit.batch import Span
 from stepcredit.batch.ranges import Ranges
@@ -126,7 +129,7 @@ def decoded(tokenizer: Any, token_ids: Sequence[Sequence[int]]) -> tuple[list[li
     last = _LAST.get(tokenizer) if _is_key(tokenizer) else None
     if last is not None and all(type(row) is list for row in token_ids) and list(token_ids) == last[0]:
         return last
-    ids = [list(row) if {*map(type, row)} == {int} else list(map(int, row)) for row in token_ids]
+    ids = [array("q", row).tolist() for row in token_ids]  # plain integers, whatever sort they came as
     found = ids, _texts(tokenizer, ids)
     if _is_key(tokenizer):
         _LAST[tokenizer] = found
@@ -229,16 +232,19 @@ def _joined(ids: list[int], text: str, decode: Callable[[list[int]], str], piece
         if parts[-1]:
             break
     tail = ids[len(parts) :]
-    for token in {*tail}.difference(known):
-        behind, both = decode([opener]), decode([opener, token])
-        if not both.startswith(behind):
-            return None
-        known[token] = both[len(behind) :]
-    parts += map(known.__getitem__, tail)
+    try:
+        parts += map(known.__getitem__, tail)
+    except KeyError:
+        for token in {*tail}.difference(known):
+            behind, both = decode([opener]), decode([opener, token])
+            if not both.startswith(behind):
+                return None
+            known[token] = both[len(behind) :]
+        parts[len(ids) - len(tail) :] = map(known.__getitem__, tail)
     whole = "".join(parts)
     if whole != text or _REPLACEMENT in whole:
         return None
-    bounds = list(accumulate(map(len, parts), initial=0))
+    bounds = np.fromiter(accumulate(map(len, parts), initial=0), np.int64, len(ids) + 1)
     for index in range(_WINDOW * _AUDIT, len(ids), _WINDOW * _AUDIT):
         if decode(ids[:index]) != text[: bounds[index]]:
             return None

@@ -10,7 +10,7 @@ from torch import Tensor
 from stepcredit.batch import RolloutBatch, Rollouts
 from stepcredit.errors import InputError
 from stepcredit.signals.protocol import Scores
-from stepcredit.signals.spans import score_runs
+from stepcredit.signals.spans import token_scores
 
 
 def place_scores(batch: RolloutBatch, rollouts: Rollouts, scores: Scores) -> RolloutBatch:
@@ -44,15 +44,11 @@ def place_scores(batch: RolloutBatch, rollouts: Rollouts, scores: Scores) -> Rol
         raise InputError(f"`scores` must have one row a rollout; got {len(scores)} for {len(rollouts)} rollouts.")
     if are_token_values(scores):
         values = torch.from_numpy(np.fromiter(chain.from_iterable(scores), np.float64))
-        signal = _on_tokens(batch, [len(row) for row in scores], values, 0.0)
+        (signal,) = _on_tokens(batch, [len(row) for row in scores], (values, 0.0))
         return with_token_signal(batch, batch.layout.pack(signal), batch.dtype)
-    steps, found, runs = score_runs(rollouts, scores)  # type: ignore[arg-type]
-    lengths = np.array(runs, np.int64)
-    values = torch.from_numpy(np.repeat(np.array(found, np.float64), lengths)).to(batch.dtype)
-    step_ids, counts = torch.from_numpy(np.repeat(np.array(steps, np.int64), lengths)), _token_counts(rollouts)
-    return batch.replace(
-        process_rewards=_on_tokens(batch, counts, values, 0.0), step_ids=_on_tokens(batch, counts, step_ids, -1)
-    )
+    steps, found = map(torch.from_numpy, token_scores(rollouts, scores))  # type: ignore[arg-type]
+    values, step_ids = _on_tokens(batch, _token_counts(rollouts), (found.to(batch.dtype), 0.0), (steps, -1))
+    return batch.replace(process_rewards=values, step_ids=step_ids)
 
 
 def are_token_values(scores: Scores) -> bool:
@@ -69,10 +65,9 @@ def place_steps(batch: RolloutBatch, rollouts: Rollouts) -> RolloutBatch:
     if rollouts.steps is None:
         raise InputError("`rollouts` must have steps; got none. Segment the completions first.")
     spans = [[(start, end, 0.0) for start, end in row] for row in rollouts.steps]
-    steps, _, runs = score_runs(rollouts, spans)  # type: ignore[arg-type]
-    lengths = np.array(runs, np.int64)
-    step_ids = torch.from_numpy(np.repeat(np.array(steps, np.int64), lengths))
-    return batch.replace(step_ids=_on_tokens(batch, _token_counts(rollouts), step_ids, -1))
+    steps, _ = token_scores(rollouts, spans)  # type: ignore[arg-type]
+    (step_ids,) = _on_tokens(batch, _token_counts(rollouts), (torch.from_numpy(steps), -1))
+    return batch.replace(step_ids=step_ids)
 
 
 def with_token_signal(batch: RolloutBatch, signal: Tensor, dtype: torch.dtype) -> RolloutBatch:
@@ -89,10 +84,10 @@ def _token_counts(rollouts: Rollouts) -> list[int]:
     return [len(row) for row in rollouts.offsets or ()]
 
 
-def _on_tokens(batch: RolloutBatch, counts: Sequence[int], values: Tensor, fill: float) -> Tensor:
-    """One value a token, the rollouts one after the other, as a token tensor of the batch."""
-    shape, device = batch.response_mask.shape, batch.response_mask.device
-    exact, width = batch.cu_seqlens is not None, shape[-1]
+def _on_tokens(batch: RolloutBatch, counts: Sequence[int], *given: tuple[Tensor, float]) -> list[Tensor]:
+    """Values a token, the rollouts one after the other, as token tensors of the batch; each with what is elsewhere."""
+    device, width = batch.response_mask.device, batch.response_mask.shape[-1]
+    exact = batch.cu_seqlens is not None
     if batch.cu_seqlens is not None:
         lengths = batch.cu_seqlens.diff().tolist()
     else:
@@ -102,7 +97,9 @@ def _on_tokens(batch: RolloutBatch, counts: Sequence[int], values: Tensor, fill:
         if count != length if exact else not length <= count <= width:
             raise InputError(f"`scores` must have one value a token; got {count} for {length} tokens in row {i}.")
     if exact:
-        return values.to(device)
-    placed = torch.full(shape, fill, dtype=values.dtype)
-    placed[torch.arange(width) < torch.tensor(counts).unsqueeze(1)] = values
-    return placed.to(device)
+        return [values.to(device) for values, _ in given]
+    inside = torch.arange(width) < torch.tensor(counts).unsqueeze(1)
+    return [
+        torch.full(inside.shape, fill, dtype=values.dtype).masked_scatter_(inside, values).to(device)
+        for values, fill in given
+    ]

@@ -1,10 +1,11 @@
 """The one place where character spans become policy tokens, and the proof that they did."""
 
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby, repeat
 from math import isfinite
+from typing import Any
+
+import numpy as np
 
 from stepcredit.batch.ranges import Ranges
 from stepcredit.batch.rollouts import Rollouts, ScoredSpan, Span, check_spans, never_decrease
@@ -12,7 +13,7 @@ from stepcredit.errors import InputError
 
 Offsets = Sequence[tuple[int, int]]
 AnySpans = Sequence[tuple[int, int] | tuple[int, int, float]]
-Runs = list[tuple[int, int]]  # a step (-1 for none) and how many tokens in a row are its
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def project(
         raise InputError(
             f"`response_mask` must have one entry a token; got {len(response_mask)} for {len(offsets)} tokens."
         )
-    return _projection(_runs(spans, offsets, text, response_mask), len(spans), response_mask)
+    return _projection(list(_vote(spans, offsets, text, response_mask)), len(spans), response_mask)
 
 
 def token_spans(step_ids: Sequence[int], offsets: Offsets) -> dict[int, Span]:
@@ -153,117 +154,113 @@ def project_scores(rollouts: Rollouts, scores: Sequence[Sequence[ScoredSpan]]) -
         >>> project_scores(rollouts, [[ScoredSpan(0, 1, 0.9)]])
         ProjectedScores(process_rewards=[[0.9, 0.0]], step_ids=[[0, -1]], uncovered=[[1]], empty_spans=[[]])
     """
+    steps, found = token_scores(rollouts, scores)
     result = ProjectedScores([], [], [], [])
-    for row, spans, runs in _scored(rollouts, scores):
+    end = 0
+    for row, offsets in enumerate(rollouts.offsets or ()):
+        start, end = end, end + len(offsets)
         mask = None if rollouts.response_mask is None else rollouts.response_mask[row]
-        projection = _projection(runs, len(spans), mask)
-        result.process_rewards.append([float(spans[step][2]) if step >= 0 else 0.0 for step in projection.step_ids])
+        projection = _projection(steps[start:end].tolist(), len(scores[row]), mask)
+        result.process_rewards.append(found[start:end].tolist())
         result.step_ids.append(projection.step_ids)
         result.uncovered.append(projection.uncovered)
         result.empty_spans.append(projection.empty_spans)
     return result
 
 
-def score_runs(rollouts: Rollouts, scores: Sequence[Sequence[ScoredSpan]]) -> tuple[list[int], list[float], list[int]]:
-    """What `project_scores` says, run by run: the tokens of a batch in order, neighbors of one step together.
+def token_scores(rollouts: Rollouts, scores: Sequence[Sequence[ScoredSpan]]) -> tuple[Array, Array]:
+    """What `project_scores` says, token by token, the rollouts one after the other.
 
     Returns:
-        For each run its step (-1 for none), its score (0.0 for none) and its tokens. The tokens of a rollout's runs
-        sum to its length.
+        int64 [tokens]: the step of each token, -1 for none; float64 [tokens]: its score, 0.0 for none.
 
     Raises:
         InputError: As `project_scores`.
     """
-    steps, reached, tokens = list[int](), list[float](), list[int]()
-    for _, spans, runs in _scored(rollouts, scores):
-        steps += [step for step, _ in runs]
-        of_step = [*(float(span[2]) for span in spans), 0.0]  # -1, no step, reads the last
-        reached += [of_step[step] for step, _ in runs]
-        tokens += [count for _, count in runs]
-    return steps, reached, tokens
-
-
-def _scored(
-    rollouts: Rollouts, scores: Sequence[Sequence[ScoredSpan]]
-) -> Iterator[tuple[int, Sequence[ScoredSpan], Runs]]:
-    """The runs of each row, its scores checked."""
     if rollouts.offsets is None:
         raise InputError("`rollouts` must have offsets; got none. Make them with `token_offsets`.")
     if len(scores) != len(rollouts):
         raise InputError(f"`scores` must have one entry a rollout; got {len(scores)} for {len(rollouts)} rollouts.")
-    for row, (spans, offsets, text) in enumerate(zip(scores, rollouts.offsets, rollouts.completions, strict=True)):
-        starts, ends, values = zip(*spans, strict=True) if spans else ((), (), ())
-        if not never_decrease(starts, ends, len(text)):
-            check_spans("scores", row, list(zip(starts, ends, strict=True)), text)
-        if not all(map(isfinite, values)):
-            start, end, score = next(span for span in spans if not isfinite(span[2]))
-            raise InputError(
-                f"`scores` must be finite; got {score} for span {values.index(score)}, ({start}, {end}), in row {row}. "
-                "Leave a span out to leave it unscored."
-            )
-        mask = None if rollouts.response_mask is None else rollouts.response_mask[row]
-        yield row, spans, _runs(spans, offsets, text, mask)
+    starts, ends, values, spans = list[int](), list[int](), list[float](), list[int]()
+    for i, (of_row, text) in enumerate(zip(scores, rollouts.completions, strict=True)):
+        low, high, value = _checked(i, of_row, text)
+        starts += low
+        ends += high
+        values += value
+        spans.append(len(value))
+    counts = np.array([len(offsets) for offsets in rollouts.offsets], np.int64)
+    first, last, whole = _whole_tokens(rollouts, np.array(starts, np.int64), np.array(ends, np.int64), spans)
+    row = np.repeat(np.arange(len(spans)), spans)
+    kept = np.flatnonzero(whole[row])
+    lengths = (last - first)[kept]
+    before = np.cumsum(lengths) - lengths
+    tokens = np.repeat(first[kept] - before, lengths) + np.arange(lengths.sum())
+    steps, found = np.full(counts.sum(), -1), np.zeros(counts.sum())
+    steps[tokens] = np.repeat(kept - (np.cumsum(spans) - spans)[row[kept]], lengths)
+    found[tokens] = np.repeat(np.array(values)[kept], lengths)
+    for i in np.flatnonzero(~whole).tolist():
+        mask = None if rollouts.response_mask is None else rollouts.response_mask[i]
+        at = slice(counts[:i].sum(), counts[: i + 1].sum())
+        steps[at] = list(_vote(scores[i], rollouts.offsets[i], rollouts.completions[i], mask))
+        found[at] = np.array([*(span[2] for span in scores[i]), 0.0])[steps[at]]  # -1, no step, reads the last
+    return steps, found
 
 
-def _projection(runs: Runs, spans: int, mask: Sequence[bool] | None) -> Projection:
-    """The runs token by token, with the tokens and the spans that found no partner."""
-    step_ids = list(chain.from_iterable(repeat(step, count) for step, count in runs))
-    owners = {step for step, _ in runs}
+def _checked(row: int, spans: Sequence[ScoredSpan], text: str) -> tuple[Sequence[int], Sequence[int], Sequence[float]]:
+    """Where the spans start, where they end, and their scores."""
+    starts, ends, values = zip(*spans, strict=True) if spans else ((), (), ())
+    if not never_decrease(starts, ends, len(text)):
+        check_spans("scores", row, list(zip(starts, ends, strict=True)), text)
+    if not all(map(isfinite, values)):
+        start, end, score = next(span for span in spans if not isfinite(span[2]))
+        raise InputError(
+            f"`scores` must be finite; got {score} for span {values.index(score)}, ({start}, {end}), in row {row}. "
+            "Leave a span out to leave it unscored."
+        )
+    return starts, ends, values
+
+
+def _whole_tokens(rollouts: Rollouts, starts: Array, ends: Array, spans: list[int]) -> tuple[Array, Array, Array]:
+    """Nearly all spans begin and end with a token: these are found at once, without a vote.
+
+    All tokens of the batch, rollout after rollout, stand on one axis of characters, one more between two rollouts.
+    Tokens without characters stand between equal bounds, of which the last is taken: they belong to what is before.
+
+    Args:
+        rollouts: The rollouts.
+        starts: Where the spans of all rollouts begin in their own.
+        ends: Where they end.
+        spans: How many each rollout has.
+
+    Returns:
+        The first token of each span, and the one after its last, int64 [spans]: they mean something in the rollouts
+        where, bool [batch], every span begins and ends with a token, each of which is trained on.
+    """
+    offsets: Sequence[Offsets] = rollouts.offsets or []
+    masks: Sequence[Sequence[bool] | None] = rollouts.response_mask or [None] * len(rollouts)
+    trained = [mask is None or all(mask) for mask in masks]
+    own = [x.bounds if isinstance(x, Ranges) else np.zeros(len(x) + 1, np.int64) for x in offsets]
+    sizes = np.array([len(text) + 1 for text in rollouts.completions], np.int64)
+    row = np.repeat(np.arange(len(spans)), spans)
+    shift = np.cumsum(sizes) - sizes
+    bounds = np.concatenate([*own, sizes[:0]]) + np.repeat(shift, [len(x) for x in own])
+    starts, ends = starts + shift[row], ends + shift[row]
+    first, last = (np.searchsorted(bounds, at, "right") - 1 for at in (starts, ends))
+    whole = np.array([isinstance(x, Ranges) for x in offsets], bool) & np.array(trained, bool)
+    whole[row[(bounds[first] != starts) | (bounds[last] != ends)]] = False
+    return first - row, last - row, whole  # each rollout has one bound more than it has tokens
+
+
+def _projection(step_ids: list[int], spans: int, mask: Sequence[bool] | None) -> Projection:
+    """With the tokens and the spans that found no partner."""
+    owners = set(step_ids)
     uncovered: list[int] = []
     if -1 in owners:
         uncovered = [i for i, step in enumerate(step_ids) if step < 0 and (mask is None or mask[i])]
     return Projection(step_ids, uncovered, [span for span in range(spans) if span not in owners])
 
 
-def _runs(spans: AnySpans, offsets: Offsets, text: str, mask: Sequence[bool] | None) -> Runs:
-    """`project` without its checks: neighboring tokens of one step together."""
-    bounds = _bounds(offsets) if mask is None or all(mask) else None
-    found = None if bounds is None else _whole_tokens(spans, bounds)
-    if found is not None:
-        return found
-    return [(step, len(list(same))) for step, same in groupby(_token_by_token(spans, offsets, text, mask))]
-
-
-def _bounds(offsets: Offsets) -> list[int] | None:
-    """Where the tokens begin and the last one ends, if each begins where the one before ends, the first at 0."""
-    if isinstance(offsets, Ranges):
-        return offsets.bounds
-    bounds = [0, *(end for _, end in offsets)]
-    return bounds if [start for start, _ in offsets] == bounds[:-1] else None
-
-
-def _whole_tokens(spans: AnySpans, bounds: list[int]) -> Runs | None:
-    """The runs, found span by span, where every span begins and ends with a token; else None.
-
-    All tokens are trainable here, and those without characters are the last ones.
-    """
-    count = bisect_left(bounds, bounds[-1])
-    if len(set(bounds)) != count + 1:
-        return None
-    runs: Runs = []
-    done = 0
-    for index, span in enumerate(spans):
-        low, high = span[0], span[1]
-        if low == high:
-            continue
-        first = bisect_left(bounds, low, done, count)
-        last = bisect_left(bounds, high, first, count)
-        if bounds[first] != low or bounds[last] != high:
-            return None
-        if first > done:
-            runs.append((-1, first - done))
-        runs.append((index, last - first))
-        done = last
-    if done < count:
-        runs.append((-1, count - done))
-    silent = len(bounds) - 1 - count  # tokens without characters belong to the step before them
-    if silent:
-        step, tokens = runs.pop() if runs else (-1, 0)
-        runs.append((step, tokens + silent))
-    return runs
-
-
-def _token_by_token(spans: AnySpans, offsets: Offsets, text: str, mask: Sequence[bool] | None) -> Iterator[int]:
+def _vote(spans: AnySpans, offsets: Offsets, text: str, mask: Sequence[bool] | None) -> Iterator[int]:
     """The span of each token by a vote of its characters."""
     first = 0  # the first span that the tokens have not passed; token starts never decrease, so it only moves on
     previous = -1

@@ -243,32 +243,35 @@ class Arithmetic:
         ended = len(lines) - 1  # those with their newline
         if not lines[-1]:
             lines.pop()
+        whole = len(lines) if finished else ended  # those that were not cut
+        stated = _ANSWER.fullmatch(lines[-1]) if 0 < whole == len(lines) else None
         total, done, last = problem.start, 0, None
         steps: list[ScoredSpan] = []
         kinds: list[str] = []
-        prefix_ok, position, answer = True, 0, None
-        for number, body in enumerate(lines):
-            complete = finished or number < ended
-            stated = _ANSWER.fullmatch(body) if number == len(lines) - 1 and complete else None
-            reduction = reduction_of(body, self.modulus) if complete and stated is None else None
-            if stated:
-                answer = stated[1]
-                kind, ok = "answer", answer == problem.answer and done == len(problem.operations)
-            elif reduction is None:
-                kind, ok = "malformed", False
+        score, position = 1.0, 0
+        for number, body in enumerate(lines[:-1] if stated else lines):
+            reduction = reduction_of(body, self.modulus) if number < whole else None
+            if reduction is None:
+                kind, score = "malformed", 0.0
             elif body == last:
-                kind, ok = "repeated", True  # if that line was wrong, the prefix is wrong already
+                kind = "repeated"  # if that line was wrong, the prefix is wrong already
             else:
-                kind, ok, count = self._reduction(problem, done, total, body[0], reduction)
+                kind, right, count = self._reduction(problem, done, total, body[0], reduction)
                 if count:
                     done, total = done + count, reduction.result
+                if not right:
+                    score = 0.0
                 last = body
-            prefix_ok = prefix_ok and ok
             end = position + len(body) + (number < ended)
-            steps.append(ScoredSpan(position, end, float(prefix_ok)))
+            steps.append(ScoredSpan(position, end, score))
             kinds.append(kind)
             position = end
-        format_ok = finished and answer is not None and len(lines) > 1 and "malformed" not in kinds
+        answer = stated[1] if stated else None
+        if stated:
+            right = answer == problem.answer and done == len(problem.operations)
+            steps.append(ScoredSpan(position, len(completion), score if right else 0.0))
+            kinds.append("answer")
+        format_ok = finished and answer is not None and len(kinds) > 1 and "malformed" not in kinds
         outcome = float(answer == problem.answer)
         reason = "no answer line" if answer is None else "right" if outcome else "wrong"
         return Grade(outcome, float(format_ok), format_ok, tuple(steps), tuple(kinds), answer is not None, reason)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from typing import Any
 
 import torch
@@ -217,8 +216,8 @@ def _is_source(model: Any) -> bool:
 
 
 def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    rows, kept = torch.stack([ids, mask]).tolist()
-    return [list(compress(row, keeps)) for row, keeps in zip(rows, kept, strict=True)]
+    rows = torch.where(mask.bool(), ids, -1).tolist()  # one reading: a GPU would be waited for twice
+    return [[token for token in row if token >= 0] for row in rows]
 
 
 def gspo_old_logprobs(inputs: dict[str, Any], logprobs: Tensor) -> None:
