@@ -4,7 +4,6 @@ A module of its own, so that spawned processes can import it, and so that slime'
 """
 
 import importlib
-import os
 import pickle
 import random
 import sys
@@ -181,12 +180,11 @@ def with_token_signal(batch: dict[str, Any], role: str, weight: float) -> dict[s
     return {**batch, "process": signal, "step_ids": None}
 
 
-def train(rank: int, ranks: int, port: int) -> None:
+def train(rank: int, ranks: int, store: str) -> None:
     """One rank: its part of every scheme's credit is that of the loops on all samples."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
     sys.modules["megatron.core"] = megatron(dist.group.WORLD, ranks)
     for seed in range(8):
         made = samples(seed, steps=seed != 7)
@@ -211,4 +209,5 @@ def train(rank: int, ranks: int, port: int) -> None:
     args = arguments(custom_advantage_function_path="slime_worker.pass_")
     with pytest.raises(InputError, match="must end inside the response" if rank == 1 else "from another one"):
         on_the_rank(args, rollout_data(args, made, rank, ranks), {})
+    dist.barrier()  # none is gone while another still talks to it
     dist.destroy_process_group()

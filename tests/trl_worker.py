@@ -74,6 +74,7 @@ def train(rank: int, ranks: int, port: int, out: str) -> None:
         records["refused"] = refused(Path(out) / "refused", rank, ranks)
     torch.save(records, Path(out) / f"{ranks}-{rank}.pt")
     if ranks > 1:
+        dist.barrier()
         dist.destroy_process_group()
 
 

@@ -6,7 +6,6 @@ slime is not on PyPI: `slime_worker` does what its source does on the way. Nothi
 import asyncio
 import copy
 import pickle
-import socket
 import sys
 import time
 from pathlib import Path
@@ -54,14 +53,11 @@ def test_the_credit_is_that_of_the_loops(name: str, formats: bool) -> None:
     assert nonzero > 100
 
 
-def test_groups_split_over_ranks_get_the_credit_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_split_over_ranks_get_the_credit_of_the_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ranks = 2
     assert ranks < PER_PROMPT  # slime deals samples out by stride: every group is split
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    context = mp.spawn(train, args=(ranks, port), nprocs=ranks, join=False)
+    context = mp.spawn(train, args=(ranks, f"{tmp_path}/store"), nprocs=ranks, join=False)
     deadline = time.monotonic() + 240
     while not context.join(timeout=5):  # returns False at each rank's end, raises at a rank's error
         assert time.monotonic() < deadline, "a rank did not finish"

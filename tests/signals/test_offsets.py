@@ -13,7 +13,7 @@ from stepcredit.batch.rollouts import check_spans
 from stepcredit.errors import InputError
 from stepcredit.signals import offsets as module
 from stepcredit.signals.offsets import decoded as decoded_batch
-from stepcredit.signals.offsets import decoded_offsets, token_offsets
+from stepcredit.signals.offsets import decoded_offsets, remember_decoded, token_offsets
 
 EOS, TOOL = "<eos>", "<tool>"
 KINDS = ["byte_level", "word_piece", "word_piece_cleanup", "unigram", "byte_fallback"]
@@ -415,6 +415,32 @@ def test_a_remembered_batch_is_known_by_its_ids_not_by_its_list(tokenizers):
     assert decoded_batch(tokenizer, torch.tensor([[5, 6], [8, 9]])) == ([[5, 6], [8, 9]], [
         decoded(tokenizer, [5, 6]), decoded(tokenizer, [8, 9])
     ])  # fmt: skip
+
+
+def test_a_batch_that_was_decoded_elsewhere_is_not_decoded_again(tokenizers):
+    tokenizer = next(iter(tokenizers.values()))
+    rows = [[5, 6, 7], [8, 9], [6]]
+    true = [decoded(tokenizer, row) for row in rows]
+    told = [true[0], "told", true[2]]
+    remember_decoded(tokenizer, rows, told)
+    assert decoded_batch(tokenizer, rows) == (rows, told)
+    with pytest.raises(InputError, match="`texts` must be what the ids decode to; got 'told'"):
+        decoded_offsets(tokenizer, rows, told)
+    rows[1][0] = 10
+    assert decoded_batch(tokenizer, rows)[1][1] == decoded(tokenizer, [10, 9])
+
+
+@pytest.mark.parametrize("wrong", ["first", "last", "no text", "cleaned", "fewer"])
+def test_what_was_not_decoded_so_is_decoded(tokenizers, wrong, monkeypatch):
+    tokenizer = next(iter(tokenizers.values()))
+    rows = [[11, 6, 7], [8, 9], [6]]
+    true = [decoded(tokenizer, row) for row in rows]
+    monkeypatch.setattr(tokenizer, "clean_up_tokenization_spaces", wrong == "cleaned")
+    told = {"first": ["x", *true[1:]], "last": [*true[:2], "x"], "no text": [true[0], [{}], true[2]],
+            "cleaned": [true[0], "x", true[2]], "fewer": true[:1]}[wrong]  # fmt: skip
+    decoded_batch(tokenizer, [[5]])
+    remember_decoded(tokenizer, rows, told)
+    assert decoded_batch(tokenizer, rows)[1] == true
 
 
 def test_a_tokenizer_that_decodes_in_its_own_way_is_asked(tokenizers):

@@ -107,6 +107,9 @@ def decoded_offsets(
         tokenizer: Decodes ids.
         token_ids: The ids, ragged. Shape: [batch][tokens].
         texts: What it decoded them to, as `decoded` does.
+
+    Raises:
+        InputError: A text is another.
     """
 
     def decode(some: list[int]) -> str:
@@ -136,6 +139,25 @@ def decoded(tokenizer: Any, token_ids: Sequence[Sequence[int]]) -> tuple[list[li
     return found
 
 
+def remember_decoded(tokenizer: Any, token_ids: list[list[int]], texts: Sequence[Any]) -> None:
+    """Spares `decoded` a batch that somebody else has just decoded, special tokens left out.
+
+    Nothing is remembered of what are no texts, of a tokenizer that cleans them up, or where the first and the last are
+    not what the ids decode to.
+
+    Args:
+        tokenizer: What decoded them.
+        token_ids: The ids, ragged. Shape: [batch][tokens].
+        texts: The texts.
+    """
+    plain = getattr(tokenizer, "clean_up_tokenization_spaces", None) is False and {*map(type, texts)} == {str}
+    if not plain or not _is_key(tokenizer) or len(texts) != len(token_ids):
+        return
+    ends = [token_ids[0], token_ids[-1]]
+    if {*map(type, ends[0])} <= {int} and _texts(tokenizer, ends) == [texts[0], texts[-1]]:
+        _LAST[tokenizer] = [row[:] for row in token_ids], list(texts)
+
+
 def _texts(tokenizer: Any, ids: list[list[int]]) -> list[str]:
     """What the ids decode to. Where Transformers would hand each row to its backend unchanged, that takes them at once.
 
@@ -160,7 +182,8 @@ def _offsets(
     ranges = _ranges(ids, text, decode, _WINDOW)
     if ranges is None:
         ranges = _ranges(ids, text, decode, len(ids) + 1)
-    assert ranges is not None  # without a second anchor the last prefix is the whole, which equals the text
+    if ranges is None:  # without a second anchor the last prefix is the whole: it is not the text
+        raise InputError(f"`texts` must be what the ids decode to; got {text[:40]!r} for ids of {decode(ids)[:40]!r}.")
     return ranges
 
 

@@ -188,19 +188,19 @@ def token_scores(rollouts: Rollouts, scores: Sequence[Sequence[ScoredSpan]]) -> 
         ends += high
         values += value
         spans.append(len(value))
-    counts = np.array([len(offsets) for offsets in rollouts.offsets], np.int64)
+    tokens_to = np.cumsum([0, *map(len, rollouts.offsets)])
     first, last, whole = _whole_tokens(rollouts, np.array(starts, np.int64), np.array(ends, np.int64), spans)
     row = np.repeat(np.arange(len(spans)), spans)
     kept = np.flatnonzero(whole[row])
     lengths = (last - first)[kept]
     before = np.cumsum(lengths) - lengths
     tokens = np.repeat(first[kept] - before, lengths) + np.arange(lengths.sum())
-    steps, found = np.full(counts.sum(), -1), np.zeros(counts.sum())
+    steps, found = np.full(tokens_to[-1], -1), np.zeros(tokens_to[-1])
     steps[tokens] = np.repeat(kept - (np.cumsum(spans) - spans)[row[kept]], lengths)
     found[tokens] = np.repeat(np.array(values)[kept], lengths)
     for i in np.flatnonzero(~whole).tolist():
         mask = None if rollouts.response_mask is None else rollouts.response_mask[i]
-        at = slice(counts[:i].sum(), counts[: i + 1].sum())
+        at = slice(tokens_to[i], tokens_to[i + 1])
         steps[at] = list(_vote(scores[i], rollouts.offsets[i], rollouts.completions[i], mask))
         found[at] = np.array([*(span[2] for span in scores[i]), 0.0])[steps[at]]  # -1, no step, reads the last
     return steps, found

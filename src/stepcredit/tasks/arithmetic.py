@@ -15,12 +15,13 @@ import random
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import ClassVar
 
 from stepcredit.batch import ScoredSpan
 from stepcredit.errors import InputError
 from stepcredit.tasks.grading import Grade
-from stepcredit.tasks.reductions import Reduction, applied, reduction_of
+from stepcredit.tasks.reductions import applied, reduction_of
 from stepcredit.tasks.task import Example, Split
 
 LABELS = "abcdefghijklmnopqrstuvwxyz"
@@ -246,43 +247,37 @@ class Arithmetic:
         whole = len(lines) if finished else ended  # those that were not cut
         stated = _ANSWER.fullmatch(lines[-1]) if 0 < whole == len(lines) else None
         total, done, last = problem.start, 0, None
-        steps: list[ScoredSpan] = []
+        scores: list[float] = []
         kinds: list[str] = []
-        score, position = 1.0, 0
+        score = 1.0
         for number, body in enumerate(lines[:-1] if stated else lines):
-            reduction = reduction_of(body, self.modulus) if number < whole else None
-            if reduction is None:
+            line = reduction_of(body, self.modulus) if number < whole else None
+            if line is None:
                 kind, score = "malformed", 0.0
             elif body == last:
                 kind = "repeated"  # if that line was wrong, the prefix is wrong already
             else:
-                kind, right, count = self._reduction(problem, done, total, body[0], reduction)
-                if count:
-                    done, total = done + count, reduction.result
-                if not right:
-                    score = 0.0
-                last = body
-            end = position + len(body) + (number < ended)
-            steps.append(ScoredSpan(position, end, score))
+                last, then = body, done + len(line.operations)
+                if line.total == total and line.operations == problem.operations[done:then] and body[0] == LABELS[then]:
+                    kind = "one" if then == done + 1 else "merged"
+                    done, total = then, line.result
+                    score = score if line.right else 0.0
+                else:
+                    kind, score = "alien", 0.0
+            scores.append(score)
             kinds.append(kind)
-            position = end
         answer = stated[1] if stated else None
         if stated:
             right = answer == problem.answer and done == len(problem.operations)
-            steps.append(ScoredSpan(position, len(completion), score if right else 0.0))
+            scores.append(score if right else 0.0)
             kinds.append("answer")
+        ends = list(accumulate(len(body) + 1 for body in lines))
+        ends[-1:] = [len(completion)] if lines else []
+        steps = tuple(map(ScoredSpan, [0, *ends], ends, scores))
         format_ok = finished and answer is not None and len(kinds) > 1 and "malformed" not in kinds
         outcome = float(answer == problem.answer)
         reason = "no answer line" if answer is None else "right" if outcome else "wrong"
-        return Grade(outcome, float(format_ok), format_ok, tuple(steps), tuple(kinds), answer is not None, reason)
-
-    def _reduction(self, problem: Problem, done: int, total: int, label: str, line: Reduction) -> tuple[str, bool, int]:
-        """Kind of a well-formed line, whether its result is right, and how many operations it takes."""
-        count = len(line.operations)
-        taken = problem.operations[done : done + count]
-        if line.total != total or line.operations != taken or label != LABELS[done + count]:
-            return "alien", False, 0
-        return "one" if count == 1 else "merged", line.right, count
+        return Grade(outcome, float(format_ok), format_ok, steps, tuple(kinds), answer is not None, reason)
 
     def _problem(self, prompt: str, start: int, operations: tuple[tuple[str, int], ...]) -> Problem:
         return Problem(prompt, str(applied(start, operations, self.modulus)), start, operations)

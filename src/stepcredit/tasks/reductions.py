@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-_LINE = re.compile(r"[a-z]:(0|[1-9][0-9]{0,3})((?:[+*-](?:0|[1-9][0-9]{0,3}))+)=(0|[1-9][0-9]{0,3})")
+_EQUATION = re.compile(r"(0|[1-9][0-9]{0,3})((?:[+*-](?:0|[1-9][0-9]{0,3}))+)=(0|[1-9][0-9]{0,3})")
 _APPLIED = re.compile(r"([+*-])([0-9]+)")
 
 
@@ -24,7 +24,6 @@ def applied(total: int, operations: tuple[tuple[str, int], ...], modulus: int) -
     return total
 
 
-@lru_cache(maxsize=1 << 15)  # rollouts write the same ones over and over
 def reduction_of(line: str, modulus: int) -> Reduction | None:
     """Reads a line without its newline; None where it is not a label, a colon and an equation.
 
@@ -34,7 +33,14 @@ def reduction_of(line: str, modulus: int) -> Reduction | None:
         >>> reduction_of("b:3+5=", 10) is None, reduction_of("B:3+5=8", 10) is None
         (True, True)
     """
-    match = _LINE.fullmatch(line)
+    labeled = line[1:2] == ":" and "a" <= line[0] <= "z"
+    return _equation(line[2:], modulus) if labeled else None
+
+
+@lru_cache(maxsize=1 << 14)
+def _equation(text: str, modulus: int) -> Reduction | None:
+    """What follows the label; rollouts write the same ones over and over."""
+    match = _EQUATION.fullmatch(text)
     if match is None:
         return None
     operations = tuple((op, int(y)) for op, y in _APPLIED.findall(match[2]))

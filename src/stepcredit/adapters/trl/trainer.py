@@ -16,6 +16,7 @@ from stepcredit.adapters.trl.rollouts import Cut, generated_mask, with_policy_ma
 from stepcredit.errors import InputError, MissingExtraError
 from stepcredit.estimators import Estimator
 from stepcredit.signals import Guard, LearningSignal, LogProbSource, Signal
+from stepcredit.signals.offsets import remember_decoded
 from stepcredit.tasks.segmentation import SCHEMES, segment
 
 try:
@@ -39,6 +40,7 @@ class _CreditMixin:
         self: Any, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any, *args: Any, **kwargs: Any
     ) -> Any:
         inputs = with_policy_mask(inputs, self._policy_mask)
+        remember_decoded(self.processing_class, completion_ids_list, completions)
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list, *args, **kwargs)  # type: ignore[misc]
         self._captured = (inputs, completion_ids_list, rewards)
         return rewards
