@@ -168,11 +168,6 @@ def _in_order(spans: Sequence[tuple[int, int]], length: int) -> bool:
         starts, ends = zip(*spans, strict=True) if spans else ((), ())
     except (TypeError, ValueError):
         return False
-    return never_decrease(starts, ends, length)
-
-
-def never_decrease(starts: Sequence[Any], ends: Sequence[Any], length: int) -> bool:
-    """Whether these are integers in 0..length of which none is below one before it, a start coming before its end."""
     if not starts:
         return True
     whole = {*map(type, starts), *map(type, ends)} == {int} and starts[0] >= 0 and ends[-1] <= length

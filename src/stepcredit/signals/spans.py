@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import isfinite
 from typing import Any
 
 import numpy as np
 
 from stepcredit.batch.ranges import Ranges
-from stepcredit.batch.rollouts import Rollouts, ScoredSpan, Span, check_spans, never_decrease
+from stepcredit.batch.rollouts import Rollouts, ScoredSpan, Span, check_spans
 from stepcredit.errors import InputError
 
 Offsets = Sequence[tuple[int, int]]
@@ -181,15 +182,10 @@ def token_scores(rollouts: Rollouts, scores: Sequence[Sequence[ScoredSpan]]) -> 
         raise InputError("`rollouts` must have offsets; got none. Make them with `token_offsets`.")
     if len(scores) != len(rollouts):
         raise InputError(f"`scores` must have one entry a rollout; got {len(scores)} for {len(rollouts)} rollouts.")
-    starts, ends, values, spans = list[int](), list[int](), list[float](), list[int]()
-    for i, (of_row, text) in enumerate(zip(scores, rollouts.completions, strict=True)):
-        low, high, value = _checked(i, of_row, text)
-        starts += low
-        ends += high
-        values += value
-        spans.append(len(value))
+    spans = [len(of_row) for of_row in scores]
+    starts, ends, values = _flat(scores, rollouts.completions, spans)
     tokens_to = np.cumsum([0, *map(len, rollouts.offsets)])
-    first, last, whole = _whole_tokens(rollouts, np.array(starts, np.int64), np.array(ends, np.int64), spans)
+    first, last, whole = _whole_tokens(rollouts, starts, ends, spans)
     row = np.repeat(np.arange(len(spans)), spans)
     kept = np.flatnonzero(whole[row])
     lengths = (last - first)[kept]
@@ -197,7 +193,7 @@ def token_scores(rollouts: Rollouts, scores: Sequence[Sequence[ScoredSpan]]) -> 
     tokens = np.repeat(first[kept] - before, lengths) + np.arange(lengths.sum())
     steps, found = np.full(tokens_to[-1], -1), np.zeros(tokens_to[-1])
     steps[tokens] = np.repeat(kept - (np.cumsum(spans) - spans)[row[kept]], lengths)
-    found[tokens] = np.repeat(np.array(values)[kept], lengths)
+    found[tokens] = np.repeat(values[kept], lengths)
     for i in np.flatnonzero(~whole).tolist():
         mask = None if rollouts.response_mask is None else rollouts.response_mask[i]
         at = slice(tokens_to[i], tokens_to[i + 1])
@@ -206,18 +202,30 @@ def token_scores(rollouts: Rollouts, scores: Sequence[Sequence[ScoredSpan]]) -> 
     return steps, found
 
 
-def _checked(row: int, spans: Sequence[ScoredSpan], text: str) -> tuple[Sequence[int], Sequence[int], Sequence[float]]:
-    """Where the spans start, where they end, and their scores."""
-    starts, ends, values = zip(*spans, strict=True) if spans else ((), (), ())
-    if not never_decrease(starts, ends, len(text)):
-        check_spans("scores", row, list(zip(starts, ends, strict=True)), text)
-    if not all(map(isfinite, values)):
-        start, end, score = next(span for span in spans if not isfinite(span[2]))
-        raise InputError(
-            f"`scores` must be finite; got {score} for span {values.index(score)}, ({start}, {end}), in row {row}. "
-            "Leave a span out to leave it unscored."
-        )
-    return starts, ends, values
+def _flat(scores: Sequence[Sequence[ScoredSpan]], texts: Sequence[str], spans: list[int]) -> tuple[Array, Array, Array]:
+    """The spans of all rollouts in one, checked: where they start, where they end, and their scores."""
+    flat = list(chain.from_iterable(scores))
+    starts, ends, values = zip(*flat, strict=True) if flat else ((), (), ())
+    low, high, found = np.array(starts), np.array(ends), np.array(values, np.float64)
+    right = {*map(type, starts), *map(type, ends)} <= {int} and bool(np.isfinite(found).all())
+    if right:
+        before = np.concatenate([[0], high])[:-1]
+        before[(np.cumsum(spans) - spans)[np.flatnonzero(spans)]] = 0  # each rollout's first
+        right = bool(((before <= low) & (low <= high) & (high <= np.repeat([*map(len, texts)], spans))).all())
+    for row, (of_row, text) in enumerate(zip(scores, texts, strict=True) if not right else ()):
+        _check(row, of_row, text)
+    return low.astype(np.int64), high.astype(np.int64), found
+
+
+def _check(row: int, spans: Sequence[ScoredSpan], text: str) -> None:
+    """Refuses the scored spans of one rollout, if they are wrong."""
+    check_spans("scores", row, [(span[0], span[1]) for span in spans], text)
+    for index, (start, end, score) in enumerate(spans):
+        if not isfinite(score):
+            raise InputError(
+                f"`scores` must be finite; got {score} for span {index}, ({start}, {end}), in row {row}. "
+                "Leave a span out to leave it unscored."
+            )
 
 
 def _whole_tokens(rollouts: Rollouts, starts: Array, ends: Array, spans: list[int]) -> tuple[Array, Array, Array]:
