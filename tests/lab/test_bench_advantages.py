@@ -14,14 +14,14 @@ import stepcredit as sc
 from stepcredit import RolloutBatch
 from stepcredit.cli import main
 from stepcredit.errors import StepCreditError
-from stepcredit.lab import bench_advantages as module
-from stepcredit.lab import bench_block, bench_schemes, bench_speedup
-from stepcredit.lab.bench_block import clock_of
-from stepcredit.lab.bench_cases import CASES, Shape
-from stepcredit.lab.bench_footprint import footprints
-from stepcredit.lab.bench_memory import peak_memories
-from stepcredit.lab.bench_schemes import SCHEMES, Scheme, fields_of, minimal_bytes
-from stepcredit.lab.paired_times import paired_times
+from stepcredit.lab.bench import advantages as module
+from stepcredit.lab.bench.block import bench_block, clock_of
+from stepcredit.lab.bench.cases import CASES, Shape
+from stepcredit.lab.bench.footprint import footprints
+from stepcredit.lab.bench.memory import peak_memories
+from stepcredit.lab.bench.paired_times import paired_times
+from stepcredit.lab.bench.schemes import SCHEMES, Scheme, fields_of, minimal_bytes
+from stepcredit.lab.bench.speedup import bench_speedup
 from stepcredit.lab.peers import UnsupportedError, peer
 
 TARGETS = {"grpo": 1.5, "grpo-process": 3.0, "spro": 3.0, "pass-steps": 3.0, "pass-tokens": 4.0}
@@ -33,9 +33,7 @@ def timed(name: str, shape: Shape, peers: list[str], repeats: int = 5) -> dict[s
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return bench_block.bench_block(
-            name, shape, layout="padded", peers=peers, repeats=repeats, clock=clock_of("cpu", 1)
-        )
+        return bench_block(name, shape, layout="padded", peers=peers, repeats=repeats, clock=clock_of("cpu", 1))
     finally:
         torch.set_num_threads(threads)
 
@@ -86,7 +84,7 @@ def test_a_known_cost_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
             return super().__call__(few)
 
     few = RolloutBatch(**fields_of("grpo", Shape("ragged", 2, 2, 2)))
-    monkeypatch.setitem(bench_schemes.SCHEMES, "grpo", Scheme(Copying()))
+    monkeypatch.setitem(SCHEMES, "grpo", Scheme(Copying()))
     found = timed("grpo", shape, [])
     assert found["bytes"] == found["response_bytes"] == size
     assert found["output_bytes"] == 512 * 4096 * 4
@@ -216,7 +214,7 @@ def test_a_peer_with_other_numbers_fails_the_verb(
         def ready(self, batch: RolloutBatch) -> Any:
             return lambda: torch.full(batch.response_mask.shape, 0.5)
 
-    monkeypatch.setattr(bench_block, "peer", lambda _: Wrong())
+    monkeypatch.setattr("stepcredit.lab.bench.block.peer", lambda _: Wrong())
     words = ["--shape", "8x16", "--schemes", "prime", "--peers", "prime:rloo", "--repeats", "1", "--memory", "none"]
     assert main(["bench", "advantages", *words]) == 1
     assert "NOT THE SAME NUMBERS: prime:rloo on ragged: " in capsys.readouterr().out
@@ -249,8 +247,8 @@ def test_speedups_are_told_apart_from_the_machine(monkeypatch: pytest.MonkeyPatc
     """Of three rounds the machine gave both threads in two: 2.0 and 1.9; there the scheme gained 1.5 and 1.7."""
     times = {"few": [3.0, 3.4, 3.0], "many": [2.0, 2.0, 3.0]}
     times |= {"control few": [4.0, 3.8, 4.0], "control many": [2.0, 2.0, 4.0]}
-    monkeypatch.setattr(bench_speedup, "paired_times", lambda *_: times)
-    found = bench_speedup.bench_speedup("grpo", Shape("full", 4, 4, 2), layout="padded", threads=(1, 2), repeats=3)
+    monkeypatch.setattr("stepcredit.lab.bench.speedup.paired_times", lambda *_: times)
+    found = bench_speedup("grpo", Shape("full", 4, 4, 2), layout="padded", threads=(1, 2), repeats=3)
     assert found["speedup"] == {"median": 1.5, "least": 1.0, "greatest": 1.7}
     assert (found["rounds"], found["given_rounds"]) == (3, 2)
     assert found["given_speedup"]["median"] == pytest.approx(1.6)

@@ -10,10 +10,10 @@ import torch
 from stepcredit import RolloutBatch
 from stepcredit.cli import main
 from stepcredit.errors import StepCreditError
-from stepcredit.lab import bench_scale as module
-from stepcredit.lab.bench_memory import available_memory
-from stepcredit.lab.bench_scale import bench_scale, controller_share, growth, tokens_at_share
-from stepcredit.lab.scale_rollouts import SCHEMES, packed_fields, padded_fields, ragged_lengths
+from stepcredit.lab.bench import scale as module
+from stepcredit.lab.bench.memory import available_memory
+from stepcredit.lab.bench.scale import bench_scale, controller_share, growth, tokens_at_share
+from stepcredit.lab.bench.scale_rollouts import SCHEMES, packed_fields, padded_fields, ragged_lengths
 
 
 @pytest.mark.parametrize(("tokens", "group"), [(2**10, 8), (2**16, 8), (2**20, 3), (2**21, 16), (16, 16)])

@@ -8,9 +8,9 @@ import pytest
 
 from stepcredit.cli import main
 from stepcredit.errors import StepCreditError
-from stepcredit.lab.bench_memory import peak_memory
-from stepcredit.lab.bench_texts import made_solutions, read_solutions
-from stepcredit.lab.paired_times import paired_times
+from stepcredit.lab.bench.memory import peak_memory
+from stepcredit.lab.bench.paired_times import paired_times
+from stepcredit.lab.bench.texts import made_solutions, read_solutions
 
 SMALL = ["--rows", "10", "--repeats", "1", "--width", "32", "--layers", "1", "--vocabulary", "4000"]
 DATA = Path(__file__).parents[2] / "../shared/data/processbench/gsm8k.json.gz"

@@ -7,10 +7,10 @@ from trl import GRPOTrainer
 
 from stepcredit.config import load_config
 from stepcredit.errors import InputError
-from stepcredit.lab.bench_step import WARM_UP, bench_step
-from stepcredit.lab.step_arms import in_turns
-from stepcredit.lab.step_clock import StepClock, StepTimes, timing
-from stepcredit.lab.step_seams import OURS, THEIRS, seams
+from stepcredit.lab.bench.step import WARM_UP, bench_step
+from stepcredit.lab.bench.step_arms import in_turns
+from stepcredit.lab.bench.step_clock import StepClock, StepTimes, timing
+from stepcredit.lab.bench.step_seams import OURS, THEIRS, seams
 from stepcredit.runs.store import RunStore
 from stepcredit.runs.train import start
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from stepcredit.errors import InputError
 from stepcredit.files import check_folder, replacing
-from stepcredit.lab.bench_cases import CASES, LAYOUTS
+from stepcredit.lab.bench.cases import CASES, LAYOUTS
 
 NAME = "advantages"
 HELP = "the advantage stage against a copy of its bytes, and against peers"
@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Times each scheme on each batch, and draws."""
-    from stepcredit.lab.bench_advantages import bench_advantages, disagreements
-    from stepcredit.lab.bench_plot import ratio_plot
+    from stepcredit.lab.bench.advantages import bench_advantages, disagreements
+    from stepcredit.lab.bench.plot import ratio_plot
 
     if args.plot is not None:
         check_folder("--plot", args.plot)

@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measures each size, and ranks."""
-    from stepcredit.lab.bench_scale import bench_scale, controller_share, tokens_at_share
-    from stepcredit.lab.scale_rollouts import SCHEMES
+    from stepcredit.lab.bench.scale import bench_scale, controller_share, tokens_at_share
+    from stepcredit.lab.bench.scale_rollouts import SCHEMES
 
     step = {"--step-seconds": args.step_seconds, "--step-tokens": args.step_tokens}
     given = [name for name, value in step.items() if value is not None]

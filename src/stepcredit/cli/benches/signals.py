@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from stepcredit.lab.bench_signals import bench_signals
+from stepcredit.lab.bench.signals import bench_signals
 
 NAME = "signals"
 HELP = "reading scores and log-probabilities against the plain ways"

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from stepcredit.config import parse_overrides
     from stepcredit.errors import InputError
-    from stepcredit.lab.bench_step import bench_step
+    from stepcredit.lab.bench.step import bench_step
 
     if args.threads is not None:
         if args.threads < 1:
@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> str:
     """A line for each part, those of ours together, and the ratios to plain TRL."""
-    from stepcredit.lab.bench_step import BOUNDS
-    from stepcredit.lab.step_seams import OURS
+    from stepcredit.lab.bench.step import BOUNDS
+    from stepcredit.lab.bench.step_seams import OURS
 
     ours = result["ours"]
     lines = [

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepcredit.lab.step_clock import StepClock, StepTimes, timing
+from stepcredit.lab.bench.step_clock import StepClock, StepTimes, timing
 
 
 def in_turns(arms: Mapping[str, Callable[[], Any]], steps: int) -> dict[str, list[StepTimes]]:
@@ -130,7 +130,7 @@ def plain_trainers() -> Iterator[None]:
     from trl import GRPOTrainer
 
     from stepcredit.adapters.trl import attach
-    from stepcredit.lab.step_clock import replaced
+    from stepcredit.lab.bench.step_clock import replaced
     from stepcredit.runs import trainer
 
     ours = {*inspect.signature(attach).parameters, "estimator"} - {"trainer"}

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stepcredit.batch import RolloutBatch
-from stepcredit.lab.paired_times import paired_times, spread
-from stepcredit.lab.scale_rollouts import SCHEMES, packed_fields, ragged_lengths, size_in_bytes
+from stepcredit.lab.bench.paired_times import paired_times, spread
+from stepcredit.lab.bench.scale_rollouts import SCHEMES, packed_fields, ragged_lengths, size_in_bytes
 
 Fields = dict[str, Tensor]
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from stepcredit.batch import RolloutBatch
-from stepcredit.lab.bench_cases import Shape
-from stepcredit.lab.bench_schemes import fields_of, quiet, scheme_of
-from stepcredit.lab.paired_times import paired_times, spread
+from stepcredit.lab.bench.cases import Shape
+from stepcredit.lab.bench.paired_times import paired_times, spread
+from stepcredit.lab.bench.schemes import fields_of, quiet, scheme_of
 
 GIVEN = 0.9  # of the threads asked for: rounds in which the machine gave that many tell of the scheme
 _BLOCK = bytes(1 << 18)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from stepcredit.errors import InputError, StepCreditError
-from stepcredit.lab.bench_block import bench_block, clock_of
-from stepcredit.lab.bench_cases import CASES, LAYOUTS, Shape
-from stepcredit.lab.bench_footprint import compiling_seconds, footprints
-from stepcredit.lab.bench_schemes import RIVALS, scheme_of
-from stepcredit.lab.bench_speedup import bench_speedup
+from stepcredit.lab.bench.block import bench_block, clock_of
+from stepcredit.lab.bench.cases import CASES, LAYOUTS, Shape
+from stepcredit.lab.bench.footprint import compiling_seconds, footprints
+from stepcredit.lab.bench.schemes import RIVALS, scheme_of
+from stepcredit.lab.bench.speedup import bench_speedup
 from stepcredit.lab.peers import UnsupportedError, peer
 
 TARGETED = ("grpo", "grpo-process", "spro", "pass-steps", "pass-tokens", "prime")

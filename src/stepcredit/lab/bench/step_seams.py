@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from stepcredit.lab.step_clock import OVERRIDES, Seam, StepClock, current, replaced, watching
+from stepcredit.lab.bench.step_clock import OVERRIDES, Seam, StepClock, current, replaced, watching
 
 OURS = {
     OVERRIDES: "the methods around TRL's own, the hook of the loss among them",

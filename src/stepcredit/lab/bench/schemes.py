@@ -21,7 +21,7 @@ from stepcredit.estimators import (
     GRPOProcess,
     REINFORCEpp,
 )
-from stepcredit.lab.bench_cases import Shape
+from stepcredit.lab.bench.cases import Shape
 
 
 @dataclass(frozen=True)

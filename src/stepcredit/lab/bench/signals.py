@@ -10,9 +10,9 @@ from torch import Tensor
 
 from stepcredit.batch import Rollouts
 from stepcredit.errors import InputError
-from stepcredit.lab.bench_memory import peak_memory
-from stepcredit.lab.bench_texts import causal_model, made_solutions, read_solutions, save_prm
-from stepcredit.lab.paired_times import paired_times, spread
+from stepcredit.lab.bench.memory import peak_memory
+from stepcredit.lab.bench.paired_times import paired_times, spread
+from stepcredit.lab.bench.texts import causal_model, made_solutions, read_solutions, save_prm
 from stepcredit.signals.causal import sequence_logprobs
 from stepcredit.signals.prm import PRM
 

@@ -11,9 +11,9 @@ import torch
 from stepcredit.config import load_config
 from stepcredit.config.run import RunConfig
 from stepcredit.errors import InputError
-from stepcredit.lab.paired_times import spread
-from stepcredit.lab.step_clock import StepClock, StepTimes, seconds_a_seam, timing
-from stepcredit.lab.step_seams import OURS
+from stepcredit.lab.bench.paired_times import spread
+from stepcredit.lab.bench.step_clock import StepClock, StepTimes, seconds_a_seam, timing
+from stepcredit.lab.bench.step_seams import OURS
 
 WARM_UP = 2  # steps that load kernels and fill caches, timed for nothing
 BOUNDS = {"share": 0.01, "ratio": 1.03}
@@ -89,7 +89,7 @@ def _train(config: RunConfig, folder: Path, say: Callable[[str], None]) -> None:
 
 
 def _watched() -> Any:
-    from stepcredit.lab.step_seams import seams
+    from stepcredit.lab.bench.step_seams import seams
 
     return seams()
 
@@ -126,7 +126,7 @@ def _at_checkpoints(name: str) -> bool:
 
 def _paired(config: RunConfig, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Plain TRL against ours with GRPO's credit and with the recipe's."""
-    from stepcredit.lab.step_arms import in_turns, plain_trainers
+    from stepcredit.lab.bench.step_arms import in_turns, plain_trainers
     from stepcredit.runs.policies import no_progress_bars
     from stepcredit.runs.trainer import grpo_config, make_trainer
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from stepcredit.batch import RolloutBatch
-from stepcredit.lab.bench_cases import Shape
-from stepcredit.lab.bench_memory import peak_memories, watched
-from stepcredit.lab.bench_schemes import fields_of, scheme_of
+from stepcredit.lab.bench.cases import Shape
+from stepcredit.lab.bench.memory import peak_memories, watched
+from stepcredit.lab.bench.schemes import fields_of, scheme_of
 from stepcredit.lab.peers import peer
 
 FEW = (64, 1024)  # rollouts and width of a first call, which loads what calls need

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from stepcredit.errors import InputError, StepCreditError
-from stepcredit.lab.bench_memory import available_memory, watched
-from stepcredit.lab.paired_times import spread
-from stepcredit.lab.scale_ranks import controller_against_ranks
-from stepcredit.lab.scale_rollouts import SCHEMES
+from stepcredit.lab.bench.memory import available_memory, watched
+from stepcredit.lab.bench.paired_times import spread
+from stepcredit.lab.bench.scale_ranks import controller_against_ranks
+from stepcredit.lab.bench.scale_rollouts import SCHEMES
 
 LARGEST_POWER, REPEATED_POWER, FITTED = 34, 24, 3
 MARGIN = 0.85  # of the free memory; the rest is left to whatever else runs
@@ -181,7 +181,7 @@ def _sizes_of(
         options = {"scheme": scheme, "tokens": tokens, "group": group, "layout": layout}
         options["repeats"] = repeats if power <= REPEATED_POWER else 1
         try:
-            seen = watched("stepcredit.lab.scale_rollouts", "advantage_stage", options)
+            seen = watched("stepcredit.lab.bench.scale_rollouts", "advantage_stage", options)
         except StepCreditError as error:
             if not measured or not any(sign in str(error) for sign in OUT_OF_MEMORY):
                 raise

@@ -11,9 +11,9 @@ from torch import Tensor
 from stepcredit.batch import Credit, RolloutBatch
 from stepcredit.errors import MissingExtraError
 from stepcredit.estimators import Estimator
-from stepcredit.lab.bench_cases import Shape
-from stepcredit.lab.bench_schemes import RIVALS, fields_of, minimal_bytes, quiet, scheme_of
-from stepcredit.lab.paired_times import paired_times, spread
+from stepcredit.lab.bench.cases import Shape
+from stepcredit.lab.bench.paired_times import paired_times, spread
+from stepcredit.lab.bench.schemes import RIVALS, fields_of, minimal_bytes, quiet, scheme_of
 from stepcredit.lab.peers import UnsupportedError, peer
 
 WAYS = ("call", "fresh", "unchecked", "checks", "terms")

@@ -1,0 +1,1 @@
+"""Measurements: the advantage stage, several ranks, a signal, and the step around them."""
