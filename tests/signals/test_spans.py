@@ -12,7 +12,7 @@ from stepcredit.batch import Rollouts, ScoredSpan, Span
 from stepcredit.batch.ranges import Ranges
 from stepcredit.errors import InputError
 from stepcredit.signals.offsets import token_offsets
-from stepcredit.signals.spans import Projection, project, project_scores, token_spans
+from stepcredit.signals.spans import ProjectedScores, Projection, project, project_scores, token_spans
 
 many = settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -277,6 +277,10 @@ def test_scores_must_be_finite(score):
 def test_scores_refuses(scores, message):
     with pytest.raises(InputError, match=message):
         project_scores(rollouts(), scores)
+
+
+def test_no_rollouts_have_no_scores():
+    assert project_scores(Rollouts([], [], group_ids=[], offsets=[]), []) == ProjectedScores([], [], [], [])
 
 
 def test_scores_need_offsets():

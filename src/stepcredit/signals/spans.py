@@ -182,11 +182,11 @@ def token_scores(rollouts: Rollouts, scores: Sequence[Sequence[ScoredSpan]]) -> 
         raise InputError("`rollouts` must have offsets; got none. Make them with `token_offsets`.")
     if len(scores) != len(rollouts):
         raise InputError(f"`scores` must have one entry a rollout; got {len(scores)} for {len(rollouts)} rollouts.")
-    spans = [len(of_row) for of_row in scores]
+    spans = np.array([len(of_row) for of_row in scores], np.int64)
     starts, ends, values = _flat(scores, rollouts.completions, spans)
     tokens_to = np.cumsum([0, *map(len, rollouts.offsets)])
     first, last, whole = _whole_tokens(rollouts, starts, ends, spans)
-    row = np.repeat(np.arange(len(spans)), spans)
+    row = np.repeat(np.arange(spans.size), spans)
     kept = np.flatnonzero(whole[row])
     lengths = (last - first)[kept]
     before = np.cumsum(lengths) - lengths
@@ -202,7 +202,7 @@ def token_scores(rollouts: Rollouts, scores: Sequence[Sequence[ScoredSpan]]) -> 
     return steps, found
 
 
-def _flat(scores: Sequence[Sequence[ScoredSpan]], texts: Sequence[str], spans: list[int]) -> tuple[Array, Array, Array]:
+def _flat(scores: Sequence[Sequence[ScoredSpan]], texts: Sequence[str], spans: Array) -> tuple[Array, Array, Array]:
     """The spans of all rollouts in one, checked: where they start, where they end, and their scores."""
     flat = list(chain.from_iterable(scores))
     starts, ends, values = zip(*flat, strict=True) if flat else ((), (), ())
@@ -228,7 +228,7 @@ def _check(row: int, spans: Sequence[ScoredSpan], text: str) -> None:
             )
 
 
-def _whole_tokens(rollouts: Rollouts, starts: Array, ends: Array, spans: list[int]) -> tuple[Array, Array, Array]:
+def _whole_tokens(rollouts: Rollouts, starts: Array, ends: Array, spans: Array) -> tuple[Array, Array, Array]:
     """Nearly all spans begin and end with a token: these are found at once, without a vote.
 
     All tokens of the batch, rollout after rollout, stand on one axis of characters, one more between two rollouts.
@@ -249,9 +249,9 @@ def _whole_tokens(rollouts: Rollouts, starts: Array, ends: Array, spans: list[in
     trained = [mask is None or all(mask) for mask in masks]
     own = [x.bounds if isinstance(x, Ranges) else np.zeros(len(x) + 1, np.int64) for x in offsets]
     sizes = np.array([len(text) + 1 for text in rollouts.completions], np.int64)
-    row = np.repeat(np.arange(len(spans)), spans)
+    row = np.repeat(np.arange(spans.size), spans)
     shift = np.cumsum(sizes) - sizes
-    bounds = np.concatenate([*own, sizes[:0]]) + np.repeat(shift, [len(x) for x in own])
+    bounds = np.concatenate([*own, sizes[:0]]) + np.repeat(shift, np.array([x.size for x in own], np.int64))
     starts, ends = starts + shift[row], ends + shift[row]
     first, last = (np.searchsorted(bounds, at, "right") - 1 for at in (starts, ends))
     whole = np.array([isinstance(x, Ranges) for x in offsets], bool) & np.array(trained, bool)
