@@ -6,6 +6,7 @@ import os
 import random
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -169,10 +170,46 @@ def test_a_forked_process_starts_threads_of_its_own() -> None:
             child = multiprocessing.get_context("fork").Process(target=_same_again, args=(batch, whole))
             child.start()
             child.join(30)
+            child.kill()
     finally:
         torch.set_num_threads(threads)
-        child.kill()
     assert child.exitcode == 0
+
+
+def test_nobody_writes_on_behind_an_error() -> None:
+    begun, ended = [], []
+
+    def part(lo: int, hi: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            while not begun:
+                time.sleep(0.001)
+            raise KeyboardInterrupt
+        begun.append(lo)
+        time.sleep(0.05)
+        ended.append(lo)
+
+    kernel, threads = Kernel(part), torch.get_num_threads()
+    vars(kernel)["compiled"] = part
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            kernel.run(64, 1 << 20)
+        assert begun
+        assert begun == ended
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_batches_of_all_sizes_share_their_threads() -> None:
+    kernel, threads, before = Kernel(lambda *_: time.sleep(0.001)), torch.get_num_threads(), threading.active_count()
+    vars(kernel)["compiled"] = kernel.plain
+    torch.set_num_threads(6)
+    try:
+        for size in range(1, 6):
+            kernel.run(64, size << 16)
+    finally:
+        torch.set_num_threads(threads)
+    assert threading.active_count() - before <= 5
 
 
 def _same_again(batch: RolloutBatch, whole: torch.Tensor) -> None:

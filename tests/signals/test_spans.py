@@ -5,6 +5,7 @@ import random
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -308,3 +309,9 @@ def test_linear_in_tokens_and_spans():
     # Every other token straddles a boundary, one character on each side: the earlier has it (at the start, no span).
     assert projection.step_ids == [i // 2 - (i % 2 == 0) for i in range(size)]
     assert 0 < CountedText.read <= len(text)
+
+
+def test_scores_may_be_tensors():
+    half = torch.tensor(0.5, dtype=torch.bfloat16)
+    found = project_scores(rollouts(), [[ScoredSpan(0, 7, half)], [ScoredSpan(0, 2, half)]])
+    assert found.process_rewards == [[0.5, 0.5, 0.0, 0.0, 0.0], [0.5]]

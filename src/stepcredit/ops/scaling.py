@@ -62,7 +62,7 @@ def standardizer(x: Tensor, pool: Pool, *, std_eps: float = 1e-6, correction: in
 
 def by_deviation(std_eps: float) -> LinearMap:
     """The rule variance -> scale of `standardizer`: one over the standard deviation plus ``std_eps``."""
-    return lambda variance: 1 / (variance.rsqrt().reciprocal() + std_eps)  # sqrt and pow(0.5) wake threads at any size
+    return lambda variance: 1 / (variance.rsqrt().reciprocal() + std_eps)  # sqrt and pow wake threads for so few
 
 
 def by_whitening(variance: Tensor) -> Tensor:

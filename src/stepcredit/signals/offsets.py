@@ -1,7 +1,6 @@
 """Character offsets of sampled tokens: ids in, character ranges of the exact completion text out."""
 
 import sys
-from array import array
 from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby
 from typing import Any, Protocol
@@ -132,7 +131,7 @@ def decoded(tokenizer: Any, token_ids: Sequence[Sequence[int]]) -> tuple[list[li
     last = _LAST.get(tokenizer) if _is_key(tokenizer) else None
     if last is not None and all(type(row) is list for row in token_ids) and list(token_ids) == last[0]:
         return last
-    ids = [array("q", row).tolist() for row in token_ids]  # plain integers, whatever sort they came as
+    ids = [list(map(int, row)) for row in token_ids]
     found = ids, _texts(tokenizer, ids)
     if _is_key(tokenizer):
         _LAST[tokenizer] = found
@@ -175,15 +174,17 @@ def _texts(tokenizer: Any, ids: list[list[int]]) -> list[str]:
 def _offsets(
     ids: list[int], text: str, decode: Callable[[list[int]], str], pieces: Pieces
 ) -> Sequence[tuple[int, int]]:
-    """`token_offsets` of a text that is what the ids decode to."""
+    """`token_offsets` of a text that is said to be what the ids decode to; where the tokens join to it, it is."""
     joined = _joined(ids, text, decode, pieces)
     if joined is not None:
         return joined
+    whole = decode(ids)
+    if whole != text:
+        raise InputError(f"`texts` must be what the ids decode to; got {text[:40]!r} for ids of {whole[:40]!r}.")
     ranges = _ranges(ids, text, decode, _WINDOW)
     if ranges is None:
         ranges = _ranges(ids, text, decode, len(ids) + 1)
-    if ranges is None:  # without a second anchor the last prefix is the whole: it is not the text
-        raise InputError(f"`texts` must be what the ids decode to; got {text[:40]!r} for ids of {decode(ids)[:40]!r}.")
+    assert ranges is not None  # without a second anchor the last prefix is the whole, which equals the text
     return ranges
 
 

@@ -192,13 +192,14 @@ def token_scores(rollouts: Rollouts, scores: Sequence[Sequence[ScoredSpan]]) -> 
     before = np.cumsum(lengths) - lengths
     tokens = np.repeat(first[kept] - before, lengths) + np.arange(lengths.sum())
     steps, found = np.full(tokens_to[-1], -1), np.zeros(tokens_to[-1])
-    steps[tokens] = np.repeat(kept - (np.cumsum(spans) - spans)[row[kept]], lengths)
+    first_span = np.cumsum(spans) - spans
+    steps[tokens] = np.repeat(kept - first_span[row[kept]], lengths)
     found[tokens] = np.repeat(values[kept], lengths)
     for i in np.flatnonzero(~whole).tolist():
         mask = None if rollouts.response_mask is None else rollouts.response_mask[i]
-        at = slice(tokens_to[i], tokens_to[i + 1])
+        at, own = slice(tokens_to[i], tokens_to[i + 1]), values[first_span[i] : first_span[i] + spans[i]]
         steps[at] = list(_vote(scores[i], rollouts.offsets[i], rollouts.completions[i], mask))
-        found[at] = np.array([*(span[2] for span in scores[i]), 0.0])[steps[at]]  # -1, no step, reads the last
+        found[at] = np.append(own, 0.0)[steps[at]]  # -1, no step, reads the last
     return steps, found
 
 
@@ -206,7 +207,7 @@ def _flat(scores: Sequence[Sequence[ScoredSpan]], texts: Sequence[str], spans: A
     """The spans of all rollouts in one, checked: where they start, where they end, and their scores."""
     flat = list(chain.from_iterable(scores))
     starts, ends, values = zip(*flat, strict=True) if flat else ((), (), ())
-    low, high, found = np.array(starts), np.array(ends), np.array(values, np.float64)
+    low, high, found = np.array(starts), np.array(ends), np.array([*map(float, values)])
     right = {*map(type, starts), *map(type, ends)} <= {int} and bool(np.isfinite(found).all())
     if right:
         before = np.concatenate([[0], high])[:-1]

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any
@@ -57,8 +57,14 @@ class Kernel:
         def work() -> list[Any]:
             return [self.compiled(lo, hi, *arguments) for lo, hi in parts]
 
-        others = [_helpers(threads - 1).submit(work) for _ in range(threads - 1)]
-        return work() + [one for other in others if not other.cancel() for one in other.result()]
+        helpers = _helpers(torch.get_num_threads() - 1)
+        others = [helpers.submit(work) for _ in range(threads - 1)]
+        try:
+            mine = work()
+        finally:  # whatever happened here, nobody writes on; those that have not begun are not waited for
+            begun = [other for other in others if not other.cancel()]
+            wait(begun)
+        return mine + [one for other in begun for one in other.result()]
 
 
 @cache
@@ -67,7 +73,8 @@ def _helpers(n: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n, "stepcredit")
 
 
-os.register_at_fork(after_in_child=_helpers.cache_clear)  # threads stay behind in the parent
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.cache_clear)  # threads stay behind in the parent
 
 
 def in_any_order(plain: Callable[..., Any]) -> Kernel:
