@@ -87,11 +87,11 @@ def test_brute_force_where_tokens_join(case, seed):
     expected = brute_force(spans, offsets, text, ones)
     assert project(spans, Ranges(bounds), text).step_ids == project(spans, offsets, text, ones).step_ids == expected
     rng = random.Random(seed)
-    scored = [ScoredSpan(*span, rng.random()) for span in spans]
-    rollouts = Rollouts(["p"] * 2, [text] * 2, [0, 0], offsets=[Ranges(bounds), offsets], response_mask=[ones] * 2)
-    whole = project_scores(rollouts, [scored] * 2)
-    assert whole.step_ids == [expected] * 2
-    assert whole.process_rewards == [[scored[step].score if step >= 0 else 0.0 for step in expected]] * 2
+    scored = [[ScoredSpan(*span, rng.random()) for span in spans] for _ in range(3)]
+    kinds = [Ranges(bounds), offsets, Ranges(bounds)]
+    whole = project_scores(Rollouts(["p"] * 3, [text] * 3, [0] * 3, offsets=kinds, response_mask=[ones] * 3), scored)
+    assert whole.step_ids == [expected] * 3
+    assert whole.process_rewards == [[row[step].score if step >= 0 else 0.0 for step in expected] for row in scored]
     assert whole.uncovered[0] == [i for i, step in enumerate(expected) if step < 0]
     assert whole.empty_spans[0] == [i for i in range(len(spans)) if i not in expected]
 
