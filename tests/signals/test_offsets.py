@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from stepcredit.batch.rollouts import check_spans
 from stepcredit.errors import InputError
 from stepcredit.signals import offsets as module
-from stepcredit.signals.offsets import decoded as decoded_batch
-from stepcredit.signals.offsets import decoded_offsets, remember_decoded, token_offsets
+from stepcredit.signals.decoding import decoded as decoded_batch
+from stepcredit.signals.decoding import remember_decoded
+from stepcredit.signals.offsets import decoded_offsets, token_offsets
 
 EOS, TOOL = "<eos>", "<tool>"
 KINDS = ["byte_level", "word_piece", "word_piece_cleanup", "unigram", "byte_fallback"]

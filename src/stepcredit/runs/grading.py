@@ -8,7 +8,8 @@ from weakref import ref
 
 from stepcredit.batch import Rollouts, ScoredSpan, Span
 from stepcredit.errors import InputError
-from stepcredit.signals.offsets import decoded, decoded_offsets, policy_turns
+from stepcredit.signals.decoding import decoded
+from stepcredit.signals.offsets import decoded_offsets, policy_turns
 from stepcredit.tasks import Grade, SearchTask, Task
 
 _MEMORY = 10_000  # grades kept where no batch follows another

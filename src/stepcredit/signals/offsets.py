@@ -1,6 +1,5 @@
 """Character offsets of sampled tokens: ids in, character ranges of the exact completion text out."""
 
-import sys
 from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ import numpy as np
 from stepcredit.batch import Span
 from stepcredit.batch.ranges import Ranges
 from stepcredit.errors import InputError
+from stepcredit.signals.decoding import can_be_remembered
 
 _WINDOW = 32  # tokens between two anchors, and the least context before a window
 _AUDIT = 8  # every so many anchors, the whole prefix is decoded and compared
@@ -18,7 +18,6 @@ _REPLACEMENT = "\ufffd"  # what decoders write for bytes that are not UTF-8 (or 
 
 Pieces = dict[bool, dict[int, str]]
 _PIECES: WeakKeyDictionary[Any, dict[bool, Pieces]] = WeakKeyDictionary()
-_LAST: WeakKeyDictionary[Any, tuple[list[list[int]], list[str]]] = WeakKeyDictionary()
 
 
 class Tokenizer(Protocol):
@@ -105,7 +104,7 @@ def decoded_offsets(
     Args:
         tokenizer: Decodes ids.
         token_ids: The ids, ragged. Shape: [batch][tokens].
-        texts: What it decoded them to, as `decoded` does.
+        texts: What it decoded them to, as `stepcredit.signals.decoding.decoded` does.
 
     Raises:
         InputError: A text is another.
@@ -116,59 +115,6 @@ def decoded_offsets(
 
     pieces = _pieces_of(tokenizer, True)
     return [_offsets(ids, text, decode, pieces) for ids, text in zip(token_ids, texts, strict=True)]
-
-
-def decoded(tokenizer: Any, token_ids: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[str]]:
-    """The completions of a batch as plain ids and as text, special tokens left out.
-
-    The last batch of each tokenizer is remembered: a trainer's reward functions and its credit read the same one, and
-    are given the same lists, which are to be read and not written to.
-
-    Args:
-        tokenizer: Decodes ids, as the tokenizers of transformers do.
-        token_ids: The ids, ragged, as sampled. Shape: [batch][tokens].
-    """
-    last = _LAST.get(tokenizer) if _is_key(tokenizer) else None
-    if last is not None and all(type(row) is list for row in token_ids) and list(token_ids) == last[0]:
-        return last
-    ids = [list(map(int, row)) for row in token_ids]
-    found = ids, _texts(tokenizer, ids)
-    if _is_key(tokenizer):
-        _LAST[tokenizer] = found
-    return found
-
-
-def remember_decoded(tokenizer: Any, token_ids: list[list[int]], texts: Sequence[Any]) -> None:
-    """Spares `decoded` a batch that somebody else has just decoded, special tokens left out.
-
-    Nothing is remembered of what are no texts, of a tokenizer that cleans them up, or where the first and the last are
-    not what the ids decode to.
-
-    Args:
-        tokenizer: What decoded them.
-        token_ids: The ids, ragged. Shape: [batch][tokens].
-        texts: The texts.
-    """
-    plain = getattr(tokenizer, "clean_up_tokenization_spaces", None) is False and {*map(type, texts)} == {str}
-    if not plain or not _is_key(tokenizer) or len(texts) != len(token_ids):
-        return
-    ends = [token_ids[0], token_ids[-1]]
-    if {*map(type, ends[0])} <= {int} and _texts(tokenizer, ends) == [texts[0], texts[-1]]:
-        _LAST[tokenizer] = [row[:] for row in token_ids], list(texts)
-
-
-def _texts(tokenizer: Any, ids: list[list[int]]) -> list[str]:
-    """What the ids decode to. Where Transformers would hand each row to its backend unchanged, that takes them at once.
-
-    Transformers first looks through every id for tensors, which takes longer than decoding.
-    """
-    transformers = sys.modules.get("transformers")
-    fast = getattr(transformers, "PreTrainedTokenizerFast", None)
-    if fast is not None and isinstance(tokenizer, fast):
-        names = ("decode", "_decode", "batch_decode")
-        if all(getattr(type(tokenizer), x) is getattr(fast, x) and x not in vars(tokenizer) for x in names):
-            return list(tokenizer.backend_tokenizer.decode_batch(ids, skip_special_tokens=True))
-    return list(tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _offsets(
@@ -230,18 +176,9 @@ def policy_turns(offsets: Sequence[tuple[int, int]], policy_mask: Sequence[bool 
 
 def _pieces_of(tokenizer: Any, skip_special_tokens: bool) -> Pieces:
     """What single tokens of this tokenizer write, remembered while it lives: first in its row? -> id -> text."""
-    if not _is_key(tokenizer):
+    if not can_be_remembered(tokenizer):
         return {True: {}, False: {}}
     return _PIECES.setdefault(tokenizer, {}).setdefault(skip_special_tokens, {True: {}, False: {}})
-
-
-def _is_key(tokenizer: Any) -> bool:
-    """Whether something can be remembered by a tokenizer: it can be hashed and weakly referred to."""
-    try:
-        _PIECES.get(tokenizer)
-    except TypeError:
-        return False
-    return True
 
 
 def _joined(ids: list[int], text: str, decode: Callable[[list[int]], str], pieces: Pieces) -> Ranges | None:

@@ -9,7 +9,8 @@ from torch import Tensor
 from stepcredit.batch import Rollouts, Span
 from stepcredit.batch.rollouts import prompt_text
 from stepcredit.errors import InputError
-from stepcredit.signals.offsets import decoded, decoded_offsets, policy_turns
+from stepcredit.signals.decoding import decoded
+from stepcredit.signals.offsets import decoded_offsets, policy_turns
 
 POLICY_MASK = "policy_mask"
 """The column of `inputs` that tells reward functions which tokens of each completion the policy wrote."""

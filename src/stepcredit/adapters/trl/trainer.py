@@ -16,7 +16,7 @@ from stepcredit.adapters.trl.rollouts import Cut, generated_mask, with_policy_ma
 from stepcredit.errors import InputError, MissingExtraError
 from stepcredit.estimators import Estimator
 from stepcredit.signals import Guard, LearningSignal, LogProbSource, Signal
-from stepcredit.signals.offsets import remember_decoded
+from stepcredit.signals.decoding import remember_decoded
 from stepcredit.tasks.segmentation import SCHEMES, segment
 
 try:
