@@ -1,10 +1,14 @@
 """What a batch and its credit look like in numbers: the metrics that every trainer logs."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from stepcredit.batch import Credit, RolloutBatch
 from stepcredit.ops.groups import Pool, ProcessGroup, all_reduce
+from stepcredit.ops.kernels.choosing import package, readable
+from stepcredit.ops.kernels.operands import Signal
 from stepcredit.ops.logprobs import kl_k3
 
 
@@ -42,72 +46,102 @@ def credit_metrics(
         >>> numbers["length_correct"], numbers["outcome/silent_groups"], numbers["outcome/share"]
         (2.0, 0.0, 1.0)
     """
-    layout, rows = batch.layout, batch.layout.rows
-    live = layout.live
-    lengths = rows.offsets.diff().double()
-    totals = _Totals(process_group, layout.device)
+    layout = batch.layout
+    live, lengths = layout.live, layout.lengths[layout.live].double()
+    totals = _Totals(process_group)
     totals.add("length", lengths)
     right: Tensor | None = None
     if batch.rewards is not None or batch.correct is not None:
         right = (batch.rewards[live] > 0) if batch.correct is None else batch.correct[live]  # type: ignore[index]
         totals.add("length_correct", lengths[right])
         totals.add("length_wrong", lengths[~right])
-    channels: dict[str, tuple[Tensor, Tensor]] = {}  # name -> values, and the live rollout of each
-    every = torch.arange(live.numel(), device=live.device)
+    groups = Pool.of(batch.group_ids[live], process_group)
+    varied: dict[str, Tensor] = {}  # channel -> bool [groups]
     for name, x in {
         "outcome": batch.rewards, "format": batch.format_rewards, **(batch.extra_rewards or {})
     }.items():  # fmt: skip
         if x is not None:
-            channels[name] = x[live].double(), every
+            values = x[live].double()
+            totals.add(f"{name}/raw_mean", values)
+            totals.add(f"{name}/raw_square", values.square())
+            varied[name] = groups.varies(values)
     if batch.process_rewards is not None:
-        ends = batch.steps.ends
-        scores, row = layout.pack(batch.process_rewards)[ends].double(), rows.ids[ends]
-        channels["process"] = scores, row
-        totals.add("process/steps", torch.bincount(row, minlength=live.numel()).double())
+        steps = _steps(batch)
+        totals.add("process/steps", steps.number)
+        totals.add("process/raw_mean", steps.total, steps.number)
+        totals.add("process/raw_square", steps.square, steps.number)
         if right is not None:
-            totals.add("process/correct_mean", scores[right[row]])
-            totals.add("process/wrong_mean", scores[~right[row]])
-    groups = Pool.of(batch.group_ids[live], process_group)
-    silent = {}
-    for name, (values, row) in channels.items():
-        totals.add(f"{name}/raw_mean", values)
-        totals.add(f"{name}/raw_square", values**2)
-        pool = groups.select(row)
-        silent[f"{name}/silent_groups"] = (pool.max(values) <= -pool.max(-values)).double().mean()  # nan of no group
-    totals.add("mean_abs", layout.pack(credit.advantages).double().abs())
+            totals.add("process/correct_mean", steps.total[right], steps.number[right])
+            totals.add("process/wrong_mean", steps.total[~right], steps.number[~right])
+        scored = steps.number > 0
+        varied["process"] = groups.select(scored).varies(steps.first[scored]) | (groups.sum(steps.varied) > 0)
+    for name, differ in varied.items():
+        totals.add(f"{name}/silent_groups", (~differ).double())  # the same on all ranks, and so is their mean
+    tokens = lengths.sum()
     terms = credit.terms()
-    for name, term in terms.items():
-        packed = layout.pack(term).double()
-        totals.add(f"{name}/mean", packed)
-        totals.add(f"{name}/square", packed**2)
-        totals.add(f"{name}/abs", packed.abs())
+    for name, term in {"": credit.advantages, **terms}.items():
+        x = term.flatten().double()  # 0 off the response tokens
+        totals.add(f"{name}/abs", x.abs().sum(), tokens)
+        if name:
+            totals.add(f"{name}/mean", x.sum(), tokens)
+            totals.add(f"{name}/square", x.dot(x), tokens)
     if batch.old_logprobs is not None and batch.ref_logprobs is not None:
         old, ref = (layout.pack(x).double() for x in (batch.old_logprobs, batch.ref_logprobs))
         totals.add("kl_to_reference", kl_k3(old, ref))
     totals.add("rollouts", torch.ones_like(lengths))
     totals.add("excluded_rows", lengths.new_ones(len(batch) - live.numel()))
-    shares = torch.stack(list(silent.values())).tolist() if silent else []  # read at once, as the totals are
-    return {**_named(totals, list(channels), list(terms)), **dict(zip(silent, shares, strict=True))}
+    return _named(totals, [*varied], [*terms])
+
+
+class _Steps(NamedTuple):
+    """Of the process signal of each live rollout, a step counting once; float64 [R]."""
+
+    number: Tensor
+    total: Tensor
+    square: Tensor
+    first: Tensor
+    varied: Tensor
+
+
+def _steps(batch: RolloutBatch) -> _Steps:
+    """How many steps, the sums of their scores and of the squares of these, the first, and 1 where two differ."""
+    layout, signal = batch.layout, batch.process_rewards
+    assert signal is not None
+    if readable(signal.numel(), layout.device, signal) is None:
+        found = package(layout.device).moments(Signal.of(signal, batch.step_ids, batch.process_mask), layout.in_place)
+        fields = found.count, found.mean, found.squares, found.first, found.varied
+        count, mean, squares, first, varied = (x[layout.live].double() for x in fields)
+        return _Steps(count, count * mean, squares + count * mean.square(), first, varied)
+    ends, rows = batch.steps.ends, layout.rows
+    scores, row = layout.pack(signal)[ends].double(), rows.ids[ends]
+    none = scores.new_zeros(len(rows))
+    opens = row != torch.cat([row.new_full((1,), -1), row])[:-1]
+    first = none.index_copy(0, row[opens], scores[opens])
+    differ = none.index_add(0, row, (scores != first[row]).double()) > 0
+    count, total, square = (none.index_add(0, row, x) for x in (torch.ones_like(scores), scores, scores.square()))
+    return _Steps(count, total, square, first, differ.double())
 
 
 _PROCESS = ("process/steps", "process/correct_mean", "process/wrong_mean")
 
 
 class _Totals:
-    """Sums and counts by name, reduced over the ranks in one go."""
+    """Sums and what divides them, by name, reduced over the ranks and read in one go."""
 
-    def __init__(self, process_group: ProcessGroup | None, device: torch.device) -> None:
-        self.process_group, self.device = process_group, device
-        self.local: dict[str, tuple[Tensor, int]] = {}
+    def __init__(self, process_group: ProcessGroup | None) -> None:
+        self.process_group = process_group
+        self.local: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def add(self, name: str, values: Tensor) -> None:
-        self.local[name] = values.sum(), values.numel()
+    def add(self, name: str, values: Tensor, counts: Tensor | None = None) -> None:
+        """Values, or sums of values, and how many they are; each is one where that is not said. All float64."""
+        count = values.new_full((), values.numel()) if counts is None else counts.sum()
+        self.local[name] = values.sum(), count
 
     def reduced(self) -> dict[str, tuple[float, float]]:
-        sums = torch.stack([total for total, _ in self.local.values()])
-        counts = torch.tensor([count for _, count in self.local.values()], dtype=sums.dtype, device=self.device)
-        rows = all_reduce(torch.stack([sums, counts], 1), self.process_group).tolist()
-        return {name: (total, count) for name, (total, count) in zip(self.local, rows, strict=True)}
+        """Name -> sum and count."""
+        numbers = torch.stack([x for pair in self.local.values() for x in pair])
+        found = iter(all_reduce(numbers, self.process_group).tolist())
+        return {name: (next(found), next(found)) for name in self.local}
 
 
 def _named(totals: _Totals, channels: list[str], terms: list[str]) -> dict[str, float]:
@@ -118,12 +152,13 @@ def _named(totals: _Totals, channels: list[str], terms: list[str]) -> dict[str, 
         "excluded_rows": sums["excluded_rows"][1],
         "tokens": sums["length"][0],
         **{name: means[name] for name in ("length", "length_correct", "length_wrong") if name in means},
-        "mean_abs": means["mean_abs"],
+        "mean_abs": means["/abs"],
     }
     numbers |= {name: means[name] for name in _PROCESS if name in means}
     for name in channels:
         numbers[f"{name}/raw_mean"] = means[f"{name}/raw_mean"]
         numbers[f"{name}/raw_std"] = _std(means[f"{name}/raw_mean"], means[f"{name}/raw_square"])
+        numbers[f"{name}/silent_groups"] = means[f"{name}/silent_groups"]
     whole = sum(sums[f"{name}/abs"][0] for name in terms)
     for name in terms:
         numbers[f"{name}/mean"] = means[f"{name}/mean"]

@@ -1,7 +1,7 @@
 """`RolloutBatch`: rollouts as tensors, validated once, in one of two layouts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -199,10 +199,15 @@ class RolloutBatch:
         """
         given = {"response_mask": response_mask, "group_ids": group_ids, "rewards": rewards, **fields}
         checks.check_names(given, cls.__dataclass_fields__)
+        batch = cls._unchecked(given)
+        batch._check_forms(trusted=True)
+        return batch
+
+    @classmethod
+    def _unchecked(cls, fields: Mapping[str, Any]) -> "RolloutBatch":
         batch = object.__new__(cls)
         for name in cls.__dataclass_fields__:
-            object.__setattr__(batch, name, given.get(name))
-        batch._check_forms(trusted=True)
+            object.__setattr__(batch, name, fields.get(name))
         return batch
 
     def __post_init__(self) -> None:
@@ -292,7 +297,11 @@ class RolloutBatch:
             InputError: A name is no field, or a field breaks its rule.
         """
         checks.check_names(changes, self.__dataclass_fields__)
-        return replace(self, **changes)
+        batch = self._unchecked({**{name: getattr(self, name) for name in self.__dataclass_fields__}, **changes})
+        if not changes.keys() & {"response_mask", "row_mask", "cu_seqlens"}:
+            object.__setattr__(batch, "layout", self.layout)  # where tokens stand is not asked again
+        batch.__post_init__()
+        return batch
 
     @property
     def _token_axes(self) -> str:

@@ -83,7 +83,7 @@ class Rollouts:
                 raise InputError(
                     f"`{name}` must be a sequence with one entry a rollout; got one {type(values).__name__}."
                 )
-            for row, value in enumerate(values):
+            for row, value in enumerate(values) if {*map(type, values)} - {kind} else ():
                 if not isinstance(value, kind) or isinstance(value, bool):
                     raise InputError(f"`{name}` must hold {kind.__name__}; got {value!r:.40} in row {row}.")
         for field in fields(self):

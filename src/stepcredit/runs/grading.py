@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain, repeat, takewhile
 from typing import Any, ClassVar
-from weakref import ref
 
 from stepcredit.batch import Rollouts, ScoredSpan, Span
 from stepcredit.errors import InputError
@@ -12,9 +11,8 @@ from stepcredit.signals.decoding import decoded
 from stepcredit.signals.offsets import decoded_offsets, policy_turns
 from stepcredit.tasks import Grade, SearchTask, Task
 
-_MEMORY = 10_000  # grades kept where no batch follows another
-
 Turns = tuple[Span, ...] | None
+Row = tuple[str, str, bool, Turns]
 
 
 def grade_rollout(task: Task, reference: str, text: str, *, finished: bool, turns: Turns = None) -> Grade:
@@ -34,7 +32,7 @@ def grade_rollout(task: Task, reference: str, text: str, *, finished: bool, turn
         grade = task.grade(reference, text, finished=finished, turns=turns)
     else:
         grade = task.grade(reference, text, finished=finished)
-    if set(grade.measures) != set(task.measures):
+    if grade.measures.keys() != {*task.measures}:
         raise InputError(
             f"`task` must give each of its measures, {task.measures}, in every grade; got {tuple(grade.measures)}."
         )
@@ -66,9 +64,7 @@ class TaskGrader:
         asks: Callable[[Sequence[int]], bool] | None = None,
     ) -> None:
         self.task, self.tokenizer, self.eos_ids, self.asks = task, tokenizer, frozenset(eos_ids), asks
-        self._grades: dict[tuple[str, str, bool, Turns], Grade] = {}
-        self._batch: list[list[int]] | None = None
-        self._last: tuple[Callable[[], Rollouts | None], list[Grade]] = (lambda: None), []
+        self._last: tuple[list[Row], list[Grade]] = [], []  # a batch, which several ask for, and its grades
 
     def outcome(self, completion_ids: Sequence[Sequence[int]], reference: Sequence[str], **row: Any) -> list[float]:
         """A reward function: is the answer right, or how much of it?"""
@@ -87,14 +83,8 @@ class TaskGrader:
         return [grade.steps for grade in self.grades(rollouts)]
 
     def grades(self, rollouts: Rollouts) -> list[Grade]:
-        """The grade of each rollout; those of the last rollouts are kept, which several ask for."""
-        rollouts_of, found = self._last
-        if rollouts_of() is not rollouts:
-            rows = zip(rollouts.references or [], rollouts.completions, self._finished_of(rollouts), _turns(rollouts),
-                       strict=True)  # fmt: skip
-            found = [self._grade(*row) for row in rows]
-            self._last = ref(rollouts), found
-        return found
+        """The grade of each rollout."""
+        return self._grades(self._rows(rollouts))
 
     def counts(self, rollouts: Rollouts) -> Mapping[str, float]:
         """Sums over the rollouts of what the task knows.
@@ -106,23 +96,17 @@ class TaskGrader:
         Raises:
             InputError: A grade has a kind of step that the task does not name.
         """
-        named = ("accuracy", "format_ok", "truncated", "unparsed", "repeated_lines")
-        totals: dict[str, float] = dict.fromkeys((*named, *self.task.measures), 0.0)
-        rows = zip(self.grades(rollouts), self._finished_of(rollouts), rollouts.completions, _turns(rollouts),
-                   strict=True)  # fmt: skip
-        for grade, finished, text, turns in rows:
-            totals["accuracy"] += grade.correct
-            totals["format_ok"] += grade.format_ok
-            totals["truncated"] += not finished
-            totals["unparsed"] += not grade.parsed
-            mine = [text] if turns is None else [text[start:end] for start, end in turns]
-            lines = [line for part in mine for line in part.splitlines()]
-            if len(set(lines)) < len(lines):  # rare; blank lines are no repetition
-                lines = [line for line in lines if line.strip()]
-                totals["repeated_lines"] += len(lines) - len(set(lines))
-            for name, value in grade.measures.items():
-                totals[name] += value
-        kinds = Counter(chain.from_iterable(grade.kinds for grade in self.grades(rollouts)))
+        rows = self._rows(rollouts)
+        grades = self._grades(rows)
+        totals: dict[str, float] = {
+            "accuracy": sum(grade.correct for grade in grades),
+            "format_ok": sum(grade.format_ok for grade in grades),
+            "truncated": sum(not finished for _, _, finished, _ in rows),
+            "unparsed": sum(not grade.parsed for grade in grades),
+            "repeated_lines": sum(_repeated_lines(text, turns) for _, text, _, turns in rows),
+            **{name: sum(grade.measures[name] for grade in grades) for name in self.task.measures},
+        }
+        kinds = Counter(chain.from_iterable(grade.kinds for grade in grades))
         if not kinds.keys() <= {*self.task.kinds}:
             raise InputError(f"`task` must give steps of its own kinds, {self.task.kinds}; got {tuple(kinds)}.")
         return totals | {f"steps_{kind}": float(kinds[kind]) for kind in self.task.kinds}
@@ -134,28 +118,27 @@ class TaskGrader:
         masks: Sequence[Sequence[int]] | None,
     ) -> list[Grade]:
         ids, texts = decoded(self.tokenizer, completion_ids)
-        if ids is not self._batch:  # its grades are read several times, by text and as rollouts; earlier ones never
-            self._batch = ids
-            self._grades.clear()
-        grades = []
-        for row, text, reference, mask in zip(ids, texts, references, masks or repeat(None, len(ids)), strict=True):
-            turns = None
+        turns: list[Turns] = [None] * len(ids)
+        for i, mask in enumerate(masks or ()):
             if mask is not None and not all(mask):
-                turns = tuple(policy_turns(decoded_offsets(self.tokenizer, [row], [text])[0], mask))
-            grades.append(self._grade(reference, text, self._finished(row, mask), turns))
-        return grades
+                turns[i] = tuple(policy_turns(decoded_offsets(self.tokenizer, [ids[i]], [texts[i]])[0], mask))
+        finished = map(self._finished, ids, masks or repeat(None, len(ids)))
+        return self._grades(list(zip(references, texts, finished, turns, strict=True)))
 
-    def _grade(self, reference: str, text: str, finished: bool, turns: Turns) -> Grade:
-        key = (reference, text, finished, turns)
-        if key not in self._grades:
-            if len(self._grades) >= _MEMORY:
-                self._grades.clear()
-            self._grades[key] = grade_rollout(self.task, reference, text, finished=finished, turns=turns)
-        return self._grades[key]
-
-    def _finished_of(self, rollouts: Rollouts) -> list[bool]:
+    def _rows(self, rollouts: Rollouts) -> list[Row]:
         ids = rollouts.token_ids or []
-        return [self._finished(*row) for row in zip(ids, rollouts.response_mask or repeat(None, len(ids)), strict=True)]
+        finished = map(self._finished, ids, rollouts.response_mask or repeat(None, len(ids)))
+        return list(zip(rollouts.references or [], rollouts.completions, finished, _turns(rollouts), strict=True))
+
+    def _grades(self, rows: list[Row]) -> list[Grade]:
+        """The grade of each row: of its reference, its text, whether that is finished, and its turns."""
+        if rows != self._last[0]:
+            grades = {
+                row: grade_rollout(self.task, row[0], row[1], finished=row[2], turns=row[3])
+                for row in dict.fromkeys(rows)  # the same text twice costs one grade
+            }
+            self._last = rows, [grades[row] for row in rows]
+        return self._last[1]
 
     def _finished(self, ids: Sequence[int], mask: Sequence[int | bool] | None) -> bool:
         if not ids or int(ids[-1]) not in self.eos_ids:
@@ -164,6 +147,16 @@ class TaskGrader:
             return True
         kept = len(ids) if mask is None or all(mask) else sum(1 for _ in takewhile(bool, reversed(mask)))
         return bool(kept) and not self.asks(ids[-kept:])
+
+
+def _repeated_lines(text: str, turns: Turns) -> int:
+    """How many of the policy's lines stood in its words before."""
+    mine = [text] if turns is None else [text[start:end] for start, end in turns]
+    lines = [line for part in mine for line in part.splitlines()]
+    if len({*lines}) == len(lines):
+        return 0
+    lines = [line for line in lines if line.strip()]  # blank lines are no repetition
+    return len(lines) - len({*lines})
 
 
 def _turns(rollouts: Rollouts) -> list[Turns]:

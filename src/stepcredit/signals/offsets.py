@@ -1,7 +1,7 @@
 """Character offsets of sampled tokens: ids in, character ranges of the exact completion text out."""
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, groupby
+from itertools import chain, groupby
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -93,7 +93,7 @@ def token_offsets(
             f"{decoded[at : at + 20]!r}, from character {at} on. Keep the text that was decoded from these ids "
             f"(skip_special_tokens={skip_special_tokens}, clean_up_tokenization_spaces=False)."
         )
-    return list(_offsets(ids, text, decode, _pieces_of(tokenizer, skip_special_tokens)))
+    return list(_offsets([ids], [text], decode, _pieces_of(tokenizer, skip_special_tokens))[0])
 
 
 def decoded_offsets(
@@ -113,17 +113,19 @@ def decoded_offsets(
     def decode(some: list[int]) -> str:
         return tokenizer.decode(some, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    pieces = _pieces_of(tokenizer, True)
-    return [_offsets(ids, text, decode, pieces) for ids, text in zip(token_ids, texts, strict=True)]
+    return _offsets(token_ids, texts, decode, _pieces_of(tokenizer, True))
 
 
 def _offsets(
-    ids: list[int], text: str, decode: Callable[[list[int]], str], pieces: Pieces
-) -> Sequence[tuple[int, int]]:
-    """`token_offsets` of a text that is said to be what the ids decode to; where the tokens join to it, it is."""
-    joined = _joined(ids, text, decode, pieces)
-    if joined is not None:
-        return joined
+    token_ids: Sequence[list[int]], texts: Sequence[str], decode: Callable[[list[int]], str], pieces: Pieces
+) -> list[Sequence[tuple[int, int]]]:
+    """`token_offsets` of texts that are said to be what the ids decode to; where the tokens join to them, they are."""
+    rows = zip(token_ids, texts, _joined(token_ids, texts, decode, pieces), strict=True)
+    return [_windowed(ids, text, decode) if ranges is None else ranges for ids, text, ranges in rows]
+
+
+def _windowed(ids: list[int], text: str, decode: Callable[[list[int]], str]) -> list[tuple[int, int]]:
+    """The ranges by decoded prefixes."""
     whole = decode(ids)
     if whole != text:
         raise InputError(f"`texts` must be what the ids decode to; got {text[:40]!r} for ids of {whole[:40]!r}.")
@@ -181,35 +183,67 @@ def _pieces_of(tokenizer: Any, skip_special_tokens: bool) -> Pieces:
     return _PIECES.setdefault(tokenizer, {}).setdefault(skip_special_tokens, {True: {}, False: {}})
 
 
-def _joined(ids: list[int], text: str, decode: Callable[[list[int]], str], pieces: Pieces) -> Ranges | None:
-    """The ranges where the tokens' own texts join to the text; None where they do not, or a character is cut."""
+def _joined(
+    token_ids: Sequence[list[int]], texts: Sequence[str], decode: Callable[[list[int]], str], pieces: Pieces
+) -> list[Ranges | None]:
+    """The ranges of each completion whose tokens' own texts join to it; None where not, or a character is cut."""
+    parts = _parts(token_ids, pieces)
+    try:
+        whole = "".join(parts)  # type: ignore[arg-type]
+    except TypeError:  # tokens that have not been met
+        for ids in token_ids:
+            _meet(ids, decode, pieces)
+        parts = _parts(token_ids, pieces)
+        whole = "".join(parts)  # type: ignore[arg-type]
+    sizes = np.fromiter(map(len, token_ids), np.int64, len(token_ids)) + 1  # bounds are one more than tokens
+    opens = np.cumsum(sizes) - sizes
+    bounds = np.zeros(int(sizes.sum()), np.int64)
+    ends = np.ones(bounds.size, bool)
+    ends[opens] = False
+    bounds[ends] = np.fromiter(map(len, parts), np.int64, len(parts))  # type: ignore[arg-type]
+    bounds = np.cumsum(bounds)
+    begins = bounds[opens]
+    bounds -= np.repeat(begins, sizes)
+    found: list[Ranges | None] = []
+    rows = zip(token_ids, texts, begins.tolist(), opens.tolist(), (opens + sizes).tolist(), strict=True)
+    for ids, text, begin, low, high in rows:
+        own = bounds[low:high]
+        same = own[-1] == len(text) and whole.startswith(text, begin) and _REPLACEMENT not in text
+        later = range(_WINDOW * _AUDIT, len(ids), _WINDOW * _AUDIT) if same else ()
+        same = same and all(decode(ids[:index]) == text[: own[index]] for index in later)
+        found.append(Ranges(own) if same else None)
+    return found
+
+
+def _parts(token_ids: Sequence[list[int]], pieces: Pieces) -> list[str | None]:
+    """What each token of all completions writes; None where that is not known.
+
+    A decoder may drop the space before the first word that it writes: the token that writes it is special.
+    """
     first, known = pieces[True], pieces[False]
-    parts: list[str] = []
-    opener = -1  # a decoder may drop the space before the first word that it writes: that token is special
+    parts = list(map(known.get, chain.from_iterable(token_ids)))
+    at = 0
+    for ids in token_ids:
+        for place, token in enumerate(ids, at):
+            parts[place] = written = first.get(token)
+            if written != "":
+                break
+        at += len(ids)
+    return parts
+
+
+def _meet(ids: list[int], decode: Callable[[list[int]], str], pieces: Pieces) -> None:
+    """Asks what tokens write that have not been met: alone, up to the first that writes, and behind that one."""
+    first, known = pieces[True], pieces[False]
+    opener = -1
     for opener in ids:
         if opener not in first:
             first[opener] = decode([opener])
-        parts.append(first[opener])
-        if parts[-1]:
+        if first[opener]:
             break
-    tail = ids[len(parts) :]
-    try:
-        parts += map(known.__getitem__, tail)
-    except KeyError:
-        for token in {*tail}.difference(known):
-            behind, both = decode([opener]), decode([opener, token])
-            if not both.startswith(behind):
-                return None
-            known[token] = both[len(behind) :]
-        parts[len(ids) - len(tail) :] = map(known.__getitem__, tail)
-    whole = "".join(parts)
-    if whole != text or _REPLACEMENT in whole:
-        return None
-    bounds = np.fromiter(accumulate(map(len, parts), initial=0), np.int64, len(ids) + 1)
-    for index in range(_WINDOW * _AUDIT, len(ids), _WINDOW * _AUDIT):
-        if decode(ids[:index]) != text[: bounds[index]]:
-            return None
-    return Ranges(bounds)
+    for token in {*ids}.difference(known):
+        behind, both = decode([opener]), decode([opener, token])
+        known[token] = both[len(behind) :] if both.startswith(behind) else _REPLACEMENT  # joins to nothing
 
 
 def _ranges(ids: list[int], text: str, decode: Callable[[list[int]], str], window: int) -> list[tuple[int, int]] | None:

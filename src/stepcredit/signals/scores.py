@@ -91,8 +91,8 @@ def _on_tokens(batch: RolloutBatch, counts: Sequence[int], *given: tuple[Tensor,
     if batch.cu_seqlens is not None:
         lengths = batch.cu_seqlens.diff().tolist()
     else:
-        real = batch.response_mask.cumsum(1).argmax(1) + batch.response_mask.any(1)  # up to the last response token
-        lengths = real.tolist()
+        places = torch.arange(1, width + 1, device=device)
+        lengths = torch.where(batch.response_mask, places, 0).amax(1).tolist()  # up to the last response token
     for i, (count, length) in enumerate(zip(counts, lengths, strict=True)):
         if count != length if exact else not length <= count <= width:
             raise InputError(f"`scores` must have one value a token; got {count} for {length} tokens in row {i}.")

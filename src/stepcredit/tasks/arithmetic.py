@@ -14,14 +14,14 @@ difficulty; the chance of a blind guess is 1 / modulus.
 import random
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate
 from typing import ClassVar
 
 from stepcredit.batch import ScoredSpan
 from stepcredit.errors import InputError
 from stepcredit.tasks.grading import Grade
-from stepcredit.tasks.reductions import applied, reduction_of
+from stepcredit.tasks.reductions import applied, is_number, is_reduction
 from stepcredit.tasks.task import Example, Split
 
 LABELS = "abcdefghijklmnopqrstuvwxyz"
@@ -30,7 +30,9 @@ STEP_KINDS = ("one", "merged", "repeated", "alien", "malformed", "answer")
 _TEST_SEED = 0
 _TRAIN_SEEDS = 2**32  # a run's training problems start at (1 + its seed) times this
 
-_PROMPT_PART = re.compile(r"([a-z]):([+*-]?)(0|[1-9][0-9]{0,3})")
+_PROMPT = re.compile(r"a:(0|[1-9][0-9]{0,3})((?:[a-z]:[+*-](?:0|[1-9][0-9]{0,3}))+)")
+_OPERATION = re.compile(r"([a-z]):([+*-])([0-9]+)")
+_scored_span = partial(tuple.__new__, ScoredSpan)
 _ANSWER = re.compile(r"answer: (0|[1-9][0-9]{0,3})")
 
 
@@ -49,6 +51,11 @@ class Problem:
     answer: str
     start: int
     operations: tuple[tuple[str, int], ...]
+
+    @cached_property
+    def written(self) -> tuple[str, ...]:
+        """The operations as lines write them."""
+        return tuple(f"{op}{y}" for op, y in self.operations)
 
 
 @dataclass(frozen=True)
@@ -128,15 +135,14 @@ class Arithmetic:
         Raises:
             InputError: The text is not a prompt of this task and modulus.
         """
-        parts = list(_PROMPT_PART.finditer(prompt))
-        labels = "".join(part[1] for part in parts)
-        whole = "".join(part[0] for part in parts) == prompt and labels == LABELS[: len(labels)] and len(labels) > 1
-        if not whole or parts[0][2] or not all(part[2] for part in parts[1:]):
+        match = _PROMPT.fullmatch(prompt)
+        parts = _OPERATION.findall(match[2]) if match else []
+        if match is None or [label for label, _, _ in parts] != [*LABELS[1 : len(parts) + 1]]:
             raise InputError(f"`prompt` must look like 'a:3b:+5c:*2'; got {prompt[:80]!r}.")
-        numbers = [int(part[3]) for part in parts]
+        operations = tuple((op, int(y)) for _, op, y in parts)
+        numbers = [int(match[1]), *(y for _, y in operations)]
         if max(numbers) >= self.modulus:
             raise InputError(f"`prompt` must have numbers below modulus {self.modulus}; got {max(numbers)}.")
-        operations = tuple((part[2], number) for part, number in zip(parts[1:], numbers[1:], strict=True))
         return self._problem(prompt, numbers[0], operations)
 
     def solution(self, problem: Problem) -> str:
@@ -241,40 +247,42 @@ class Arithmetic:
         """
         problem = _parsed(self, problem) if isinstance(problem, str) else problem
         lines = completion.split("\n")
-        ended = len(lines) - 1  # those with their newline
+        cut = bool(lines[-1]) and not finished  # in its last line
         if not lines[-1]:
             lines.pop()
-        whole = len(lines) if finished else ended  # those that were not cut
-        stated = _ANSWER.fullmatch(lines[-1]) if 0 < whole == len(lines) else None
-        total, done, last = problem.start, 0, None
+        stated = None if cut or not lines else _ANSWER.fullmatch(lines[-1])
+        planned, written = problem.operations, problem.written
+        total, done, last, score = str(problem.start), 0, None, 1.0
         scores: list[float] = []
         kinds: list[str] = []
-        score = 1.0
-        for number, body in enumerate(lines[:-1] if stated else lines):
-            line = reduction_of(body, self.modulus) if number < whole else None
-            if line is None:
-                kind, score = "malformed", 0.0
-            elif body == last:
+        for body in lines[:-1] if stated or cut else lines:
+            kind, label = "", body[:1]
+            then = LABELS.find(label)  # how many operations are done behind this line, as it says
+            if body == last:
                 kind = "repeated"  # if that line was wrong, the prefix is wrong already
-            else:
-                last, then = body, done + len(line.operations)
-                if line.total == total and line.operations == problem.operations[done:then] and body[0] == LABELS[then]:
+            elif done < then <= len(planned):
+                terms = written[done] if then == done + 1 else "".join(written[done:then])
+                head, value = f"{label}:{total}{terms}=", str(applied(int(total), planned[done:then], self.modulus))
+                if body == head + value or (body.startswith(head) and is_number(body[len(head) :])):
                     kind = "one" if then == done + 1 else "merged"
-                    done, total = then, line.result
-                    score = score if line.right else 0.0
-                else:
-                    kind, score = "alien", 0.0
+                    last, total, done = body, body[len(head) :], then
+                    score = score if total == value else 0.0
+            if not kind:
+                kind, score = ("alien", 0.0) if is_reduction(body) else ("malformed", 0.0)
+                last = body if kind == "alien" else last
             scores.append(score)
             kinds.append(kind)
         answer = stated[1] if stated else None
         if stated:
-            right = answer == problem.answer and done == len(problem.operations)
-            scores.append(score if right else 0.0)
+            scores.append(score if answer == problem.answer and done == len(planned) else 0.0)
             kinds.append("answer")
-        ends = list(accumulate(len(body) + 1 for body in lines))
+        elif cut:
+            scores.append(0.0)
+            kinds.append("malformed")
+        ends = list(accumulate([len(body) + 1 for body in lines]))
         ends[-1:] = [len(completion)] if lines else []
-        steps = tuple(map(ScoredSpan, [0, *ends], ends, scores))
-        format_ok = finished and answer is not None and len(kinds) > 1 and "malformed" not in kinds
+        steps = tuple(map(_scored_span, zip([0, *ends], ends, scores, strict=False)))
+        format_ok = finished and stated is not None and len(kinds) > 1 and "malformed" not in kinds
         outcome = float(answer == problem.answer)
         reason = "no answer line" if answer is None else "right" if outcome else "wrong"
         return Grade(outcome, float(format_ok), format_ok, steps, tuple(kinds), answer is not None, reason)

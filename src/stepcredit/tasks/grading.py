@@ -60,9 +60,9 @@ class Grade:
             raise InputError(f"`outcome` must be 0 where no answer was parsed; got {self.outcome}.")
         if self.correct and not self.outcome > 0:
             raise InputError(f"`correct` must be False where the outcome earns nothing; got {self.outcome}.")
-        odd = [name for name, value in self.measures.items() if not isfinite(value)]
-        if odd:
-            raise InputError(f"`measures` must be finite; got {self.measures[odd[0]]} for {odd[0]!r}.")
+        for name, value in self.measures.items():
+            if not isfinite(value):
+                raise InputError(f"`measures` must be finite; got {value} for {name!r}.")
 
     @property
     def first_error(self) -> int | None:

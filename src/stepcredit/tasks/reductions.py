@@ -1,20 +1,10 @@
-"""The lines of an arithmetic solution: what each one claims."""
+"""The lines of an arithmetic solution: their form, and what operations come to."""
 
 import re
-from functools import lru_cache
-from typing import NamedTuple
 
-_EQUATION = re.compile(r"(0|[1-9][0-9]{0,3})((?:[+*-](?:0|[1-9][0-9]{0,3}))+)=(0|[1-9][0-9]{0,3})")
-_APPLIED = re.compile(r"([+*-])([0-9]+)")
-
-
-class Reduction(NamedTuple):
-    """What a well-formed line says behind its label, ``total operations=result``, and whether that is so."""
-
-    total: int
-    operations: tuple[tuple[str, int], ...]
-    result: int
-    right: bool
+_NUMBER = r"(?:0|[1-9][0-9]{0,3})"
+_REDUCTION = re.compile(rf"[a-z]:{_NUMBER}(?:[+*-]{_NUMBER})+={_NUMBER}")
+_WHOLE = re.compile(_NUMBER)
 
 
 def applied(total: int, operations: tuple[tuple[str, int], ...], modulus: int) -> int:
@@ -24,25 +14,16 @@ def applied(total: int, operations: tuple[tuple[str, int], ...], modulus: int) -
     return total
 
 
-def reduction_of(line: str, modulus: int) -> Reduction | None:
-    """Reads a line without its newline; None where it is not a label, a colon and an equation.
+def is_reduction(line: str) -> bool:
+    """Whether a line, without its newline, is a label, a colon and an equation; whatever they say.
 
     Example:
-        >>> reduction_of("b:3+5=8", 10)
-        Reduction(total=3, operations=(('+', 5),), result=8, right=True)
-        >>> reduction_of("b:3+5=", 10) is None, reduction_of("B:3+5=8", 10) is None
-        (True, True)
+        >>> is_reduction("b:3+5=9"), is_reduction("b:3+5="), is_reduction("B:3+5=8"), is_reduction("b:3+05=8")
+        (True, False, False, False)
     """
-    labeled = line[1:2] == ":" and "a" <= line[0] <= "z"
-    return _equation(line[2:], modulus) if labeled else None
+    return _REDUCTION.fullmatch(line) is not None
 
 
-@lru_cache(maxsize=1 << 14)
-def _equation(text: str, modulus: int) -> Reduction | None:
-    """What follows the label; rollouts write the same ones over and over."""
-    match = _EQUATION.fullmatch(text)
-    if match is None:
-        return None
-    operations = tuple((op, int(y)) for op, y in _APPLIED.findall(match[2]))
-    total, result = int(match[1]), int(match[3])
-    return Reduction(total, operations, result, result == applied(total, operations, modulus))
+def is_number(text: str) -> bool:
+    """Whether a text is a number as this task writes it: up to four digits, no zero before others."""
+    return _WHOLE.fullmatch(text) is not None

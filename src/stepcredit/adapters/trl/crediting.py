@@ -216,8 +216,10 @@ def _is_source(model: Any) -> bool:
 
 
 def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    rows = torch.where(mask.bool(), ids, -1).tolist()  # one reading: a GPU would be waited for twice
-    return [[token for token in row if token >= 0] for row in rows]
+    rows = torch.where(mask.bool(), ids, -1).cpu().numpy()  # one reading: a GPU would be waited for twice
+    kept = rows >= 0
+    flat, ends = rows[kept].tolist(), kept.sum(1).cumsum().tolist()
+    return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def gspo_old_logprobs(inputs: dict[str, Any], logprobs: Tensor) -> None:

@@ -114,7 +114,7 @@ def text_rollouts(
         texts,
         groups.tolist(),
         token_ids=ids,
-        response_mask=[kept[: len(row)] for kept, row in zip(mask.tolist(), ids, strict=True)],
+        response_mask=_rows_of(mask, ids),
         references=[str(x) for x in references] if all(x is not None for x in references) else None,
         offsets=ranges,
         steps=_steps(cut, texts, turns) if cut else None,
@@ -122,6 +122,14 @@ def text_rollouts(
         prompt_ids=prompt_ids,
         messages=[_chat(row.get("prompt")) for row in inputs],
     )
+
+
+def _rows_of(mask: Tensor, ids: Sequence[Sequence[int]]) -> list[list[bool]]:
+    """The mask of each completion's own tokens."""
+    sizes = list(map(len, ids))
+    if mask.sum(1).tolist() == sizes:  # nearly always: all of them are trained on
+        return [[True] * size for size in sizes]
+    return [row[:size] for row, size in zip(mask.tolist(), sizes, strict=True)]
 
 
 def _steps(cut: Cut, texts: Sequence[str], turns: Sequence[Sequence[Span]] | None) -> list[Sequence[Span]]:
