@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain, repeat, takewhile
 from typing import Any, ClassVar
+from weakref import ref
 
 from stepcredit.batch import Rollouts, ScoredSpan, Span
 from stepcredit.errors import InputError
@@ -64,7 +65,8 @@ class TaskGrader:
         asks: Callable[[Sequence[int]], bool] | None = None,
     ) -> None:
         self.task, self.tokenizer, self.eos_ids, self.asks = task, tokenizer, frozenset(eos_ids), asks
-        self._last: tuple[list[Row], list[Grade]] = [], []  # a batch, which several ask for, and its grades
+        self._last: tuple[list[Row], list[Grade]] = [], []  # the last batch, which several ask for, and its grades
+        self._read: tuple[Callable[[], Rollouts | None], list[Row]] = (lambda: None), []  # the last rollouts' rows
 
     def outcome(self, completion_ids: Sequence[Sequence[int]], reference: Sequence[str], **row: Any) -> list[float]:
         """A reward function: is the answer right, or how much of it?"""
@@ -126,9 +128,13 @@ class TaskGrader:
         return self._grades(list(zip(references, texts, finished, turns, strict=True)))
 
     def _rows(self, rollouts: Rollouts) -> list[Row]:
-        ids = rollouts.token_ids or []
-        finished = map(self._finished, ids, rollouts.response_mask or repeat(None, len(ids)))
-        return list(zip(rollouts.references or [], rollouts.completions, finished, _turns(rollouts), strict=True))
+        rollouts_of, rows = self._read
+        if rollouts_of() is not rollouts:
+            ids = rollouts.token_ids or []
+            finished = map(self._finished, ids, rollouts.response_mask or repeat(None, len(ids)))
+            rows = list(zip(rollouts.references or [], rollouts.completions, finished, _turns(rollouts), strict=True))
+            self._read = ref(rollouts), rows
+        return rows
 
     def _grades(self, rows: list[Row]) -> list[Grade]:
         """The grade of each row: of its reference, its text, whether that is finished, and its turns."""

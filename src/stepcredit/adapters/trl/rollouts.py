@@ -126,10 +126,9 @@ def text_rollouts(
 
 def _rows_of(mask: Tensor, ids: Sequence[Sequence[int]]) -> list[list[bool]]:
     """The mask of each completion's own tokens."""
-    sizes = list(map(len, ids))
-    if mask.sum(1).tolist() == sizes:  # nearly always: all of them are trained on
-        return [[True] * size for size in sizes]
-    return [row[:size] for row, size in zip(mask.tolist(), sizes, strict=True)]
+    rows = mask.cpu().numpy()
+    counts = zip(rows, rows.sum(1).tolist(), map(len, ids), strict=True)
+    return [[True] * size if count == size else row[:size].tolist() for row, count, size in counts]  # mostly the first
 
 
 def _steps(cut: Cut, texts: Sequence[str], turns: Sequence[Sequence[Span]] | None) -> list[Sequence[Span]]:

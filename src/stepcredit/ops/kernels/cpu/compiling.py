@@ -105,4 +105,3 @@ def over_groups(kernel: Kernel, grouped: Grouped, *arguments: Any) -> None:
 def signal_arrays(signal: Signal) -> tuple[Array, Array, Array]:
     """What every kernel over a signal takes; empty where there is none."""
     return array(signal.x, torch.float32), array(signal.steps, torch.int64), array(signal.covers)
-
