@@ -1,23 +1,15 @@
 """Character offsets of sampled tokens: ids in, character ranges of the exact completion text out."""
 
-from collections.abc import Callable, Sequence
-from itertools import chain, groupby
-from typing import Any, Protocol
-from weakref import WeakKeyDictionary
-
-import numpy as np
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Protocol
 
 from stepcredit.batch import Span
-from stepcredit.batch.ranges import Ranges
 from stepcredit.errors import InputError
-from stepcredit.signals.decoding import can_be_remembered
+from stepcredit.signals.pieces import AUDIT, REPLACEMENT, Decode, Pieces
 
 _WINDOW = 32  # tokens between two anchors, and the least context before a window
-_AUDIT = 8  # every so many anchors, the whole prefix is decoded and compared
-_REPLACEMENT = "\ufffd"  # what decoders write for bytes that are not UTF-8 (or not yet)
-
-Pieces = dict[bool, dict[int, str]]
-_PIECES: WeakKeyDictionary[Any, dict[bool, Pieces]] = WeakKeyDictionary()
+_AUDIT = AUDIT // _WINDOW  # every so many anchors, the whole prefix is decoded and compared
 
 
 class Tokenizer(Protocol):
@@ -93,7 +85,7 @@ def token_offsets(
             f"{decoded[at : at + 20]!r}, from character {at} on. Keep the text that was decoded from these ids "
             f"(skip_special_tokens={skip_special_tokens}, clean_up_tokenization_spaces=False)."
         )
-    return list(_offsets([ids], [text], decode, _pieces_of(tokenizer, skip_special_tokens))[0])
+    return list(_offsets([ids], [text], decode, Pieces.of(tokenizer, skip_special_tokens=skip_special_tokens))[0])
 
 
 def decoded_offsets(
@@ -113,18 +105,18 @@ def decoded_offsets(
     def decode(some: list[int]) -> str:
         return tokenizer.decode(some, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    return _offsets(token_ids, texts, decode, _pieces_of(tokenizer, True))
+    return _offsets(token_ids, texts, decode, Pieces.of(tokenizer, skip_special_tokens=True))
 
 
 def _offsets(
-    token_ids: Sequence[list[int]], texts: Sequence[str], decode: Callable[[list[int]], str], pieces: Pieces
+    token_ids: Sequence[list[int]], texts: Sequence[str], decode: Decode, pieces: Pieces
 ) -> list[Sequence[tuple[int, int]]]:
     """`token_offsets` of texts that are said to be what the ids decode to; where the tokens join to them, they are."""
-    rows = zip(token_ids, texts, _joined(token_ids, texts, decode, pieces), strict=True)
+    rows = zip(token_ids, texts, pieces.joined(token_ids, texts, decode), strict=True)
     return [_windowed(ids, text, decode) if ranges is None else ranges for ids, text, ranges in rows]
 
 
-def _windowed(ids: list[int], text: str, decode: Callable[[list[int]], str]) -> list[tuple[int, int]]:
+def _windowed(ids: list[int], text: str, decode: Decode) -> list[tuple[int, int]]:
     """The ranges by decoded prefixes."""
     whole = decode(ids)
     if whole != text:
@@ -176,77 +168,7 @@ def policy_turns(offsets: Sequence[tuple[int, int]], policy_mask: Sequence[bool 
     return turns
 
 
-def _pieces_of(tokenizer: Any, skip_special_tokens: bool) -> Pieces:
-    """What single tokens of this tokenizer write, remembered while it lives: first in its row? -> id -> text."""
-    if not can_be_remembered(tokenizer):
-        return {True: {}, False: {}}
-    return _PIECES.setdefault(tokenizer, {}).setdefault(skip_special_tokens, {True: {}, False: {}})
-
-
-def _joined(
-    token_ids: Sequence[list[int]], texts: Sequence[str], decode: Callable[[list[int]], str], pieces: Pieces
-) -> list[Ranges | None]:
-    """The ranges of each completion whose tokens' own texts join to it; None where not, or a character is cut."""
-    parts = _parts(token_ids, pieces)
-    try:
-        whole = "".join(parts)  # type: ignore[arg-type]
-    except TypeError:  # tokens that have not been met
-        for ids in token_ids:
-            _meet(ids, decode, pieces)
-        parts = _parts(token_ids, pieces)
-        whole = "".join(parts)  # type: ignore[arg-type]
-    sizes = np.fromiter(map(len, token_ids), np.int64, len(token_ids)) + 1  # bounds are one more than tokens
-    opens = np.cumsum(sizes) - sizes
-    bounds = np.zeros(int(sizes.sum()), np.int64)
-    ends = np.ones(bounds.size, bool)
-    ends[opens] = False
-    bounds[ends] = np.fromiter(map(len, parts), np.int64, len(parts))  # type: ignore[arg-type]
-    bounds = np.cumsum(bounds)
-    begins = bounds[opens]
-    bounds -= np.repeat(begins, sizes)
-    found: list[Ranges | None] = []
-    rows = zip(token_ids, texts, begins.tolist(), opens.tolist(), (opens + sizes).tolist(), strict=True)
-    for ids, text, begin, low, high in rows:
-        own = bounds[low:high]
-        same = own[-1] == len(text) and whole.startswith(text, begin) and _REPLACEMENT not in text
-        later = range(_WINDOW * _AUDIT, len(ids), _WINDOW * _AUDIT) if same else ()
-        same = same and all(decode(ids[:index]) == text[: own[index]] for index in later)
-        found.append(Ranges(own) if same else None)
-    return found
-
-
-def _parts(token_ids: Sequence[list[int]], pieces: Pieces) -> list[str | None]:
-    """What each token of all completions writes; None where that is not known.
-
-    A decoder may drop the space before the first word that it writes: the token that writes it is special.
-    """
-    first, known = pieces[True], pieces[False]
-    parts = list(map(known.get, chain.from_iterable(token_ids)))
-    at = 0
-    for ids in token_ids:
-        for place, token in enumerate(ids, at):
-            parts[place] = written = first.get(token)
-            if written != "":
-                break
-        at += len(ids)
-    return parts
-
-
-def _meet(ids: list[int], decode: Callable[[list[int]], str], pieces: Pieces) -> None:
-    """Asks what tokens write that have not been met: alone, up to the first that writes, and behind that one."""
-    first, known = pieces[True], pieces[False]
-    opener = -1
-    for opener in ids:
-        if opener not in first:
-            first[opener] = decode([opener])
-        if first[opener]:
-            break
-    for token in {*ids}.difference(known):
-        behind, both = decode([opener]), decode([opener, token])
-        known[token] = both[len(behind) :] if both.startswith(behind) else _REPLACEMENT  # joins to nothing
-
-
-def _ranges(ids: list[int], text: str, decode: Callable[[list[int]], str], window: int) -> list[tuple[int, int]] | None:
+def _ranges(ids: list[int], text: str, decode: Decode, window: int) -> list[tuple[int, int]] | None:
     """The ranges by windowed prefixes; None where a window contradicts the decoded whole."""
     ranges: list[tuple[int, int]] = []
     anchors = [0]  # places between tokens that are places between characters, too
@@ -264,9 +186,9 @@ def _ranges(ids: list[int], text: str, decode: Callable[[list[int]], str], windo
             open_character = agreed < len(rest)
         # An incomplete character that never completes agrees with the text at once (both are U+FFFD); a token that
         # adds to it shows less here than it does alone.
-        if not was_open and text[start - 1 : start] == _REPLACEMENT:
+        if not was_open and text[start - 1 : start] == REPLACEMENT:
             alone = decode([token])
-            start -= alone.startswith(_REPLACEMENT) and len(alone) > len(shown) - length
+            start -= alone.startswith(REPLACEMENT) and len(alone) > len(shown) - length
         length = len(shown)
         low = max(low, start)
         high = max(high, min(boundary + open_character, len(text)))
