@@ -2,7 +2,7 @@
 
 import math
 import random
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from schemes import SCHEMES
 from stepcredit import ESTIMATORS, GRPO, PASS, SPRO, RolloutBatch
 from stepcredit.diagnostics import credit_metrics
+from stepcredit.ops import kernels
 from strategies import packed, padded, plain_batch, seeds
 
 
@@ -76,10 +77,16 @@ def loops(
 
 
 @pytest.mark.filterwarnings("ignore::stepcredit.StepCreditWarning")  # of signals that look like steps by chance
+@pytest.mark.parametrize("road", ["always", "never"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 @settings(max_examples=25, deadline=None)
 @given(seed=seeds())
-def test_metrics_are_those_of_plain_loops(scheme: str, seed: int) -> None:
+def test_metrics_are_those_of_plain_loops(scheme: str, road: Literal["always", "never"], seed: int) -> None:
+    with kernels.using(road):
+        check_against_loops(scheme, seed)
+
+
+def check_against_loops(scheme: str, seed: int) -> None:
     plain = plain_batch(seed)
     estimator = ESTIMATORS[scheme](**SCHEMES[scheme][1](random.Random(seed)))
     batch = padded(plain)

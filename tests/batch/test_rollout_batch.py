@@ -213,6 +213,19 @@ def test_a_batch_is_frozen_and_replaced() -> None:
     assert len(batch) == 2
 
 
+def test_a_replaced_batch_has_the_layout_of_its_own_masks() -> None:
+    batch = RolloutBatch(MASK, GROUPS, torch.tensor([1.0, 0.0]))
+    assert batch.replace(process_rewards=SIGNAL).layout is batch.layout
+    assert batch.replace(row_mask=torch.tensor([True, False])).layout.live.tolist() == [0]
+    assert batch.replace(response_mask=torch.zeros_like(MASK)).layout.live.tolist() == []
+    packed = RolloutBatch.from_packed({}, torch.tensor([0, 2, 3]), GROUPS)
+    assert packed.replace(cu_seqlens=torch.tensor([0, 1, 3])).layout.lengths.tolist() == [1, 2]
+    with pytest.raises(InputError, match="`process_rewards` must be finite on every response token"):
+        batch.replace(process_rewards=torch.full_like(SIGNAL, torch.nan))
+    with pytest.raises(InputError, match=r"`rewards` must have shape \[batch\] = \[2\]; got \[3\]"):
+        batch.replace(rewards=torch.zeros(3))
+
+
 def test_step_ids_of_uncovered_tokens_are_minus_one_in_segment_ids() -> None:
     covered = torch.tensor([[True, True, False], [True, False, False]])
     ids = torch.tensor([[0, 0, 3], [0, 1, -1]])

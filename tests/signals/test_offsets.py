@@ -403,6 +403,31 @@ def test_a_batch_is_decoded_as_row_by_row(tokenizers, corpus, kind):
             assert list(ranges) == token_offsets(tokenizer, row, text)
 
 
+@many
+@given(seed=seeds)
+def test_the_rows_of_a_batch_do_not_touch_each_other(tokenizers, corpus, seed):
+    rng = random.Random(seed)
+    for tokenizer in tokenizers.values():
+        kinds = ["mixed", "text", "special", "random"]
+        rows = [sampled(tokenizer, corpus, rng.random(), rng.choice(kinds)) * rng.choice([1, 1, 0, 9]) for _ in "12345"]
+        texts = [decoded(tokenizer, row) for row in rows]
+        expected = [token_offsets(Counted(tokenizer), row, text) for row, text in zip(rows, texts, strict=True)]
+        for known in (Counted(tokenizer), tokenizer):  # of one nothing is known yet
+            assert [list(ranges) for ranges in decoded_offsets(known, rows, texts)] == expected
+        for other in (texts[2] + "x", texts[2][:-1], texts[2][:-1] + "~"):
+            if other != texts[2]:
+                with pytest.raises(InputError, match="`texts` must be what the ids decode to"):
+                    decoded_offsets(tokenizer, rows, [*texts[:2], other, *texts[3:]])
+
+
+def test_a_batch_without_tokens(tokenizers):
+    tokenizer = next(iter(tokenizers.values()))
+    assert decoded_offsets(tokenizer, [], []) == []
+    text = decoded(tokenizer, [5])
+    found = decoded_offsets(tokenizer, [[], [5], []], ["", text, ""])
+    assert list(map(list, found)) == [[], token_offsets(tokenizer, [5], text), []]
+
+
 def test_a_remembered_batch_is_known_by_its_ids_not_by_its_list(tokenizers):
     tokenizer = next(iter(tokenizers.values()))
     rows = [[5, 6, 7], [8, 9]]

@@ -104,10 +104,11 @@ class Estimator(Options, ABC):
         if problem is not None:
             raise problem
         layout, dtype = batch.layout, batch.dtype
+        shared = out is not None and _shares_memory(out, batch)
         out = layout.empty(dtype) if out is None else out
         with torch.no_grad():
             place = InPlace(batch, process_group)
-            write = "`out` overwrites the batch" if _shares_memory(out, batch) else self._own_kernel(place)
+            write = "`out` overwrites the batch" if shared else self._own_kernel(place)
             if isinstance(write, str):
                 view = Compacted(batch, process_group)
                 sizes = view.groups.count

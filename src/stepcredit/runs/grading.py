@@ -121,9 +121,10 @@ class TaskGrader:
     ) -> list[Grade]:
         ids, texts = decoded(self.tokenizer, completion_ids)
         turns: list[Turns] = [None] * len(ids)
-        for i, mask in enumerate(masks or ()):
-            if mask is not None and not all(mask):
-                turns[i] = tuple(policy_turns(decoded_offsets(self.tokenizer, [ids[i]], [texts[i]])[0], mask))
+        several = {i: mask for i, mask in enumerate(masks or ()) if mask is not None and not all(mask)}
+        ranges = decoded_offsets(self.tokenizer, [ids[i] for i in several], [texts[i] for i in several])
+        for (i, mask), own in zip(several.items(), ranges, strict=True):
+            turns[i] = tuple(policy_turns(own, mask))
         finished = map(self._finished, ids, masks or repeat(None, len(ids)))
         return self._grades(list(zip(references, texts, finished, turns, strict=True)))
 

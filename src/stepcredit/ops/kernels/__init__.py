@@ -8,8 +8,8 @@ the packages ``cpu`` and ``gpu`` each have all of them, and a caller takes that 
 **On the CPU** a kernel is compiled when it is first called with its dtypes. Numba keeps the result in ``__pycache__``
 beside the kernel's file, where that cannot be written in the user's cache directory (``~/.cache/numba`` on Linux), or
 in ``NUMBA_CACHE_DIR``; where none can be written, each process compiles anew. Kernels run on as many threads as
-`torch.get_num_threads` says, started for the call: no pool outlives it, so that a process may fork as it may with torch
-alone.
+`torch.get_num_threads` says, started at the first call that has work for them: they stay, and a forked process starts
+its own.
 
 **On a GPU** kernels are compiled when they are first called, and Triton keeps the results where it keeps its own. They
 are launched on the current stream, and a call does not wait for them.
