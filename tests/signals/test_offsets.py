@@ -403,7 +403,7 @@ def test_a_batch_is_decoded_as_row_by_row(tokenizers, corpus, kind):
             assert list(ranges) == token_offsets(tokenizer, row, text)
 
 
-@many
+@settings(many, max_examples=15)
 @given(seed=seeds)
 def test_the_rows_of_a_batch_do_not_touch_each_other(tokenizers, corpus, seed):
     rng = random.Random(seed)

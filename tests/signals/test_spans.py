@@ -258,9 +258,9 @@ def test_scores_under_a_mask():
     assert (found.uncovered, found.empty_spans) == ([[3, 4], []], [[1], []])
 
 
-@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf, "0.5", None])
 def test_scores_must_be_finite(score):
-    with pytest.raises(InputError, match=rf"got {score} for span 1, \(1, 2\), in row 1"):
+    with pytest.raises(InputError, match=rf"finite numbers; got {score!r} for span 1, \(1, 2\), in row 1"):
         project_scores(rollouts(), [[], [ScoredSpan(0, 1, 0.0), ScoredSpan(1, 2, score)]])
 
 

@@ -207,8 +207,10 @@ def _flat(scores: Sequence[Sequence[ScoredSpan]], texts: Sequence[str], spans: A
     """The spans of all rollouts in one, checked: where they start, where they end, and their scores."""
     flat = list(chain.from_iterable(scores))
     starts, ends, values = zip(*flat, strict=True) if flat else ((), (), ())
-    low, high, found = np.array(starts), np.array(ends), np.array([*map(float, values)])
-    right = {*map(type, starts), *map(type, ends)} <= {int} and bool(np.isfinite(found).all())
+    numbers = all(hasattr(kind, "__float__") for kind in {*map(type, values)})  # float() would take "0.5", too
+    low, high = np.array(starts), np.array(ends)
+    found = np.fromiter(map(float, values if numbers else ()), np.float64)
+    right = numbers and {*map(type, starts), *map(type, ends)} <= {int} and bool(np.isfinite(found).all())
     if right:
         before = np.concatenate([[0], high])[:-1]
         before[(np.cumsum(spans) - spans)[np.flatnonzero(spans)]] = 0  # each rollout's first
@@ -222,9 +224,9 @@ def _check(row: int, spans: Sequence[ScoredSpan], text: str) -> None:
     """Refuses the scored spans of one rollout, if they are wrong."""
     check_spans("scores", row, [(span[0], span[1]) for span in spans], text)
     for index, (start, end, score) in enumerate(spans):
-        if not isfinite(score):
+        if not hasattr(score, "__float__") or not isfinite(score):
             raise InputError(
-                f"`scores` must be finite; got {score} for span {index}, ({start}, {end}), in row {row}. "
+                f"`scores` must be finite numbers; got {score!r:.40} for span {index}, ({start}, {end}), in row {row}. "
                 "Leave a span out to leave it unscored."
             )
 
