@@ -19,7 +19,7 @@ def credit_metrics(
 
     Args:
         batch: The rollouts.
-        credit: What an estimator made of them.
+        credit: What an estimator made of them: 0 wherever this batch does not count a token.
         process_group: The ranks that share the batch; a collective, all ranks call alike.
 
     Returns:

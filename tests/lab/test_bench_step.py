@@ -106,7 +106,7 @@ def test_what_is_told(tmp_path: Path) -> None:
     assert {"ours/estimator", "generation", "backward"} <= set(parts)
     total = sum(part["share"]["median"] for part in parts.values())
     assert total == pytest.approx(1, abs=0.1)  # medians of parts: not exactly
-    assert 0 < found["ours"]["share"]["median"] < 1
+    assert 0 < found["added"]["share"]["median"] < found["ours"]["share"]["median"] < 1
     assert found["clock"]["seconds"] < 0.01 * found["seconds"]["median"] + 0.01
     paired = found["paired"]
     assert paired["rounds"] == 1

@@ -299,7 +299,7 @@ class RolloutBatch:
         checks.check_names(changes, self.__dataclass_fields__)
         batch = self._unchecked({**{name: getattr(self, name) for name in self.__dataclass_fields__}, **changes})
         if not changes.keys() & {"response_mask", "row_mask", "cu_seqlens"}:
-            object.__setattr__(batch, "layout", self.layout)  # where tokens stand is not asked again
+            object.__setattr__(batch, "layout", self.layout)  # the checks below need not ask where tokens stand
         batch.__post_init__()
         return batch
 

@@ -65,7 +65,7 @@ class TaskGrader:
         asks: Callable[[Sequence[int]], bool] | None = None,
     ) -> None:
         self.task, self.tokenizer, self.eos_ids, self.asks = task, tokenizer, frozenset(eos_ids), asks
-        self._last: tuple[list[Row], list[Grade]] = [], []  # the last batch, which several ask for, and its grades
+        self._known: tuple[dict[Row, Grade], dict[Row, Grade]] = {}, {}  # of the last batch, which several ask for
         self._read: tuple[Callable[[], Rollouts | None], list[Row]] = (lambda: None), []  # the last rollouts' rows
 
     def outcome(self, completion_ids: Sequence[Sequence[int]], reference: Sequence[str], **row: Any) -> list[float]:
@@ -111,7 +111,8 @@ class TaskGrader:
         kinds = Counter(chain.from_iterable(grade.kinds for grade in grades))
         if not kinds.keys() <= {*self.task.kinds}:
             raise InputError(f"`task` must give steps of its own kinds, {self.task.kinds}; got {tuple(kinds)}.")
-        return totals | {f"steps_{kind}": float(kinds[kind]) for kind in self.task.kinds}
+        totals |= {f"steps_{kind}": kinds[kind] for kind in self.task.kinds}
+        return {name: float(total) for name, total in totals.items()}
 
     def _graded(
         self,
@@ -125,27 +126,31 @@ class TaskGrader:
         ranges = decoded_offsets(self.tokenizer, [ids[i] for i in several], [texts[i] for i in several])
         for (i, mask), own in zip(several.items(), ranges, strict=True):
             turns[i] = tuple(policy_turns(own, mask))
-        finished = map(self._finished, ids, masks or repeat(None, len(ids)))
+        finished = self._all_finished(ids, masks)
         return self._grades(list(zip(references, texts, finished, turns, strict=True)))
 
     def _rows(self, rollouts: Rollouts) -> list[Row]:
         rollouts_of, rows = self._read
         if rollouts_of() is not rollouts:
-            ids = rollouts.token_ids or []
-            finished = map(self._finished, ids, rollouts.response_mask or repeat(None, len(ids)))
+            finished = self._all_finished(rollouts.token_ids or [], rollouts.response_mask)
             rows = list(zip(rollouts.references or [], rollouts.completions, finished, _turns(rollouts), strict=True))
             self._read = ref(rollouts), rows
         return rows
 
     def _grades(self, rows: list[Row]) -> list[Grade]:
         """The grade of each row: of its reference, its text, whether that is finished, and its turns."""
-        if rows != self._last[0]:
+        known, before = self._known
+        new = [row for row in dict.fromkeys(rows) if row not in known]  # the same text twice costs one grade
+        if new:
             grades = {
-                row: grade_rollout(self.task, row[0], row[1], finished=row[2], turns=row[3])
-                for row in dict.fromkeys(rows)  # the same text twice costs one grade
+                row: before.get(row) or grade_rollout(self.task, row[0], row[1], finished=row[2], turns=row[3])
+                for row in new
             }
-            self._last = rows, [grades[row] for row in rows]
-        return self._last[1]
+            self._known = known, before = {row: known.get(row) or grades[row] for row in rows}, known
+        return [known[row] for row in rows]
+
+    def _all_finished(self, ids: Sequence[Sequence[int]], masks: Sequence[Any] | None) -> list[bool]:
+        return [self._finished(*row) for row in zip(ids, masks or repeat(None, len(ids)), strict=True)]
 
     def _finished(self, ids: Sequence[int], mask: Sequence[int | bool] | None) -> bool:
         if not ids or int(ids[-1]) not in self.eos_ids:

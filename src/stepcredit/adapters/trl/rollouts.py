@@ -125,7 +125,7 @@ def text_rollouts(
 
 
 def _rows_of(mask: Tensor, ids: Sequence[Sequence[int]]) -> list[list[bool]]:
-    """The mask of each completion's own tokens."""
+    """The mask of each completion's own tokens; it has no True behind them."""
     rows = mask.cpu().numpy()
     counts = zip(rows, rows.sum(1).tolist(), map(len, ids), strict=True)
     return [[True] * size if count == size else row[:size].tolist() for row, count, size in counts]  # mostly the first

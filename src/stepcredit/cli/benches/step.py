@@ -40,7 +40,7 @@ def show(result: dict[str, Any]) -> str:
     from stepcredit.lab.bench.step import BOUNDS
     from stepcredit.lab.bench.step_seams import OURS
 
-    ours = result["ours"]
+    ours, added = result["ours"], result["added"]
     lines = [
         f"{result['recipe']}: {result['steps']} steps of {result['tokens']['median']:.0f} completion tokens, "
         f"{result['threads']} threads; a step took {_between(result['seconds'], 's')}, "
@@ -48,11 +48,11 @@ def show(result: dict[str, Any]) -> str:
         f"{'part':<26} {'ms':>9} {'share':>7} {'CPU ms':>9} {'share':>7}",
     ]
     parts = sorted(result["parts"].items(), key=lambda item: (item[0] in OURS, -item[1]["cpu_seconds"]["median"]))
-    lines += [_line(name, part) for name, part in [*parts, ("ours together", ours)]]
+    lines += [_line(name, part) for name, part in [*parts, ("ours together", ours), ("ours but rewards", added)]]
     lines.append(
         f"ours: {ours['share']['median']:.2%} of a step by the clock, {ours['cpu_share']['median']:.2%} of its CPU "
         f"time ({ours['cpu_share']['least']:.2%}-{ours['cpu_share']['greatest']:.2%}); at most {BOUNDS['share']:.0%} "
-        "is asked for"
+        f"is asked for; {added['cpu_share']['median']:.2%} without the reward functions, which plain TRL calls too"
     )
     ended = ", ".join(f"{name} {1e3 * seconds:.0f} ms" for name, seconds in result["checkpoint"].items())
     lines.append(f"the step that ends with a checkpoint: {ended}")

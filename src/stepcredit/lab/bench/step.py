@@ -45,11 +45,11 @@ def bench_step(
     Returns:
         Plain values. ``seconds`` and ``cpu_seconds`` of a step; ``parts``: for each its wall and CPU seconds a step
         and its share of the step (medians over steps, with least and greatest); ``ours``: the same for what is ours
-        together; ``checkpoint``: the parts' seconds in the step that ends with one; ``clock``: what the clock itself
-        takes a step. ``paired``: for both of ours, the ratios of each round's seconds to plain TRL's, of the whole
-        step, of it without forward passes and generation, and without backward passes too. ``accounted`` is the ratio
-        of our step's CPU seconds to what is left of them without our parts (the reward functions, which plain TRL
-        calls too, stay): it leaves out the noise between two steps. ``same_tokens`` says whether all rounds had
+        together, ``added``: without the reward functions, which plain TRL calls too; ``checkpoint``: the parts' seconds
+        in the step that ends with one; ``clock``: what the clock itself takes a step. ``paired``: for both of ours, the
+        ratios of each round's seconds to plain TRL's, of the whole step, of it without forward passes and generation,
+        and without backward passes too. ``accounted`` is the ratio of our step's CPU seconds to what is left of them
+        without what is added: it leaves out the noise between two steps. ``same_tokens`` says whether all rounds had
         completions of the same length.
 
     Raises:
@@ -99,12 +99,14 @@ def _shares(steps: Sequence[StepTimes]) -> dict[str, Any]:
     names = sorted({name for step in steps for name in step.parts})
     groups = {name: [name] for name in names}
     groups["ours"] = [name for name in names if name.startswith("ours/")]
+    groups["added"] = [name for name in groups["ours"] if name in _ADDED]
     told = {name: _part(steps, group) for name, group in groups.items()}
     return {
         "seconds": spread([step.seconds for step in steps]),
         "cpu_seconds": spread([step.cpu_seconds for step in steps]),
         "tokens": spread([float(step.tokens) for step in steps]),
         "ours": told.pop("ours"),
+        "added": told.pop("added"),
         "parts": told,
     }
 

@@ -43,9 +43,9 @@ class Rows:
         begin, end = edges[:-1], edges[1:]
         return cls(mask, begin, end, *package(mask.device).extents(mask, begin, end, row_mask))
 
-    @cached_property
+    @property
     def arrays(self) -> tuple[Any, ...]:
-        """The attributes in their order as NumPy arrays, for kernels on the CPU."""
+        """The attributes in their order as NumPy arrays, for kernels on the CPU: of where they stand now."""
         return tuple(x.numpy() for x in (self.mask, self.begin, self.end, self.first, self.stop, self.length))
 
     @property
