@@ -13,7 +13,8 @@ from stepcredit.batch import Rollouts, ScoredSpan, Span
 from stepcredit.batch.ranges import Ranges
 from stepcredit.errors import InputError
 from stepcredit.signals.offsets import token_offsets
-from stepcredit.signals.spans import ProjectedScores, Projection, project, project_scores, token_spans
+from stepcredit.signals.scored_spans import ProjectedScores, project_scores
+from stepcredit.signals.spans import Projection, project, token_spans
 
 many = settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

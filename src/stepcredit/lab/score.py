@@ -16,7 +16,7 @@ from stepcredit.errors import InputError, MissingExtraError, StepCreditWarning
 from stepcredit.estimators import Estimator
 from stepcredit.lab.rollout_files import RolloutFile
 from stepcredit.signals import Signal, TensorSignal, are_token_values
-from stepcredit.signals.spans import project_scores
+from stepcredit.signals.scored_spans import project_scores
 from stepcredit.tasks.segmentation import Scheme, segment
 
 Offsets = list[tuple[int, int]]

@@ -11,9 +11,10 @@ from stepcredit.signals.prm import PRM
 from stepcredit.signals.prm.refreshed import RefreshedPRM
 from stepcredit.signals.protocol import LearningSignal, LogProbSource, Scores, Signal, TensorSignal
 from stepcredit.signals.remote import RemotePRM, RemoteTeacher
+from stepcredit.signals.scored_spans import ProjectedScores, project_scores
 from stepcredit.signals.scores import are_token_values, place_scores, place_steps
 from stepcredit.signals.scripted import Scripted
-from stepcredit.signals.spans import ProjectedScores, Projection, project, project_scores, token_spans
+from stepcredit.signals.spans import Projection, project, token_spans
 
 SIGNALS: dict[str, type[Signal]] = {
     signal.name: signal

@@ -10,7 +10,7 @@ from torch import Tensor
 from stepcredit.batch import RolloutBatch, Rollouts
 from stepcredit.errors import InputError
 from stepcredit.signals.protocol import Scores
-from stepcredit.signals.spans import token_scores
+from stepcredit.signals.scored_spans import token_scores
 
 
 def place_scores(batch: RolloutBatch, rollouts: Rollouts, scores: Scores) -> RolloutBatch:
