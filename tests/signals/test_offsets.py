@@ -3,6 +3,7 @@
 import random
 import re
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from stepcredit.signals import offsets as module
 from stepcredit.signals.decoding import decoded as decoded_batch
 from stepcredit.signals.decoding import remember_decoded
 from stepcredit.signals.offsets import decoded_offsets, token_offsets
+from stepcredit.signals.pieces import Pieces
 
 EOS, TOOL = "<eos>", "<tool>"
 KINDS = ["byte_level", "word_piece", "word_piece_cleanup", "unigram", "byte_fallback"]
@@ -418,6 +420,13 @@ def test_the_rows_of_a_batch_do_not_touch_each_other(tokenizers, corpus, seed):
             if other != texts[2]:
                 with pytest.raises(InputError, match="`texts` must be what the ids decode to"):
                     decoded_offsets(tokenizer, rows, [*texts[:2], other, *texts[3:]])
+
+
+def test_tokens_join_behind_a_silent_one(tokenizers):
+    for tokenizer in tokenizers.values():
+        ids = [tokenizer.eos_token_id, *tokenizer.encode("word for word", add_special_tokens=False)]
+        (ranges,) = Pieces().joined([ids], [decoded(tokenizer, ids)], partial(decoded, tokenizer))
+        assert ranges == token_offsets(tokenizer, ids, decoded(tokenizer, ids))
 
 
 def test_a_batch_without_tokens(tokenizers):

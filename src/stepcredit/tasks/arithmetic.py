@@ -32,7 +32,7 @@ _TRAIN_SEEDS = 2**32  # a run's training problems start at (1 + its seed) times 
 
 _PROMPT = re.compile(r"a:(0|[1-9][0-9]{0,3})((?:[a-z]:[+*-](?:0|[1-9][0-9]{0,3}))+)")
 _OPERATION = re.compile(r"([a-z]):([+*-])([0-9]+)")
-_scored_span = partial(tuple.__new__, ScoredSpan)
+_scored_span = partial(tuple.__new__, ScoredSpan)  # of a tuple: grading makes a thousand at a time
 _ANSWER = re.compile(r"answer: (0|[1-9][0-9]{0,3})")
 
 

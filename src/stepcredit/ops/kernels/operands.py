@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,11 +41,6 @@ class Rows:
             edges = cu_seqlens.clamp(0, mask.numel())  # of a trusted batch nobody has read them
         begin, end = edges[:-1], edges[1:]
         return cls(mask, begin, end, *package(mask.device).extents(mask, begin, end, row_mask))
-
-    @property
-    def arrays(self) -> tuple[Any, ...]:
-        """The attributes in their order as NumPy arrays, for kernels on the CPU: of where they stand now."""
-        return tuple(x.numpy() for x in (self.mask, self.begin, self.end, self.first, self.stop, self.length))
 
     @property
     def n(self) -> int:

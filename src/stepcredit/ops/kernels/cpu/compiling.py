@@ -92,16 +92,21 @@ def array(x: Tensor | None, missing: torch.dtype = torch.bool) -> Array:
 
 def over_rows(kernel: Kernel, rows: Rows, *arguments: Any) -> list[Any]:
     """Runs a kernel whose units are the rows."""
-    return kernel.run(rows.n, rows.mask.numel(), *arguments, *rows.arrays)
+    return kernel.run(rows.n, rows.mask.numel(), *arguments, *_arrays(rows))
 
 
 def over_groups(kernel: Kernel, grouped: Grouped, *arguments: Any) -> None:
     """Runs a kernel whose units are the groups that have rows; those that do not count are the last of them."""
     edges, rows = array(grouped.edges), grouped.rows
     edges = edges[np.concatenate([[True], edges[1:] != edges[:-1]])]
-    kernel.run(edges.size - 1, rows.mask.numel(), *arguments, array(grouped.order), edges, *rows.arrays)
+    kernel.run(edges.size - 1, rows.mask.numel(), *arguments, array(grouped.order), edges, *_arrays(rows))
 
 
 def signal_arrays(signal: Signal) -> tuple[Array, Array, Array]:
     """What every kernel over a signal takes; empty where there is none."""
     return array(signal.x, torch.float32), array(signal.steps, torch.int64), array(signal.covers)
+
+
+def _arrays(rows: Rows) -> tuple[Array, ...]:
+    """What every kernel over rows takes, in the order of the attributes."""
+    return tuple(map(array, (rows.mask, rows.begin, rows.end, rows.first, rows.stop, rows.length)))
