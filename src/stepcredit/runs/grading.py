@@ -65,7 +65,8 @@ class TaskGrader:
         asks: Callable[[Sequence[int]], bool] | None = None,
     ) -> None:
         self.task, self.tokenizer, self.eos_ids, self.asks = task, tokenizer, frozenset(eos_ids), asks
-        self._known: tuple[dict[Row, Grade], dict[Row, Grade]] = {}, {}  # of the last batch, which several ask for
+        self._known: tuple[dict[Row, Grade], dict[Row, Grade]] = {}, {}  # of the last two batches
+        self._latest: tuple[list[Row], list[Grade]] = [], []  # the last batch, which several ask for
         self._read: tuple[Callable[[], Rollouts | None], list[Row]] = (lambda: None), []  # the last rollouts' rows
 
     def outcome(self, completion_ids: Sequence[Sequence[int]], reference: Sequence[str], **row: Any) -> list[float]:
@@ -123,9 +124,10 @@ class TaskGrader:
         ids, texts = decoded(self.tokenizer, completion_ids)
         turns: list[Turns] = [None] * len(ids)
         several = {i: mask for i, mask in enumerate(masks or ()) if mask is not None and not all(mask)}
-        ranges = decoded_offsets(self.tokenizer, [ids[i] for i in several], [texts[i] for i in several])
-        for (i, mask), own in zip(several.items(), ranges, strict=True):
-            turns[i] = tuple(policy_turns(own, mask))
+        if several:
+            ranges = decoded_offsets(self.tokenizer, [ids[i] for i in several], [texts[i] for i in several])
+            for (i, mask), own in zip(several.items(), ranges, strict=True):
+                turns[i] = tuple(policy_turns(own, mask))
         finished = self._all_finished(ids, masks)
         return self._grades(list(zip(references, texts, finished, turns, strict=True)))
 
@@ -139,26 +141,31 @@ class TaskGrader:
 
     def _grades(self, rows: list[Row]) -> list[Grade]:
         """The grade of each row: of its reference, its text, whether that is finished, and its turns."""
-        known, before = self._known
-        new = [row for row in dict.fromkeys(rows) if row not in known]  # the same text twice costs one grade
-        if new:
+        if rows != self._latest[0]:
+            known, before = self._known
             grades = {
-                row: before.get(row) or grade_rollout(self.task, row[0], row[1], finished=row[2], turns=row[3])
-                for row in new
+                row: known.get(row) or before.get(row) or self._grade(*row)
+                for row in dict.fromkeys(rows)  # the same text twice costs one grade
             }
-            self._known = known, before = {row: known.get(row) or grades[row] for row in rows}, known
-        return [known[row] for row in rows]
+            self._known = grades, known
+            self._latest = rows, [grades[row] for row in rows]
+        return self._latest[1]
+
+    def _grade(self, reference: str, text: str, finished: bool, turns: Turns) -> Grade:
+        return grade_rollout(self.task, reference, text, finished=finished, turns=turns)
 
     def _all_finished(self, ids: Sequence[Sequence[int]], masks: Sequence[Any] | None) -> list[bool]:
-        return [self._finished(*row) for row in zip(ids, masks or repeat(None, len(ids)), strict=True)]
-
-    def _finished(self, ids: Sequence[int], mask: Sequence[int | bool] | None) -> bool:
-        if not ids or int(ids[-1]) not in self.eos_ids:
-            return False
+        ended = [len(row) > 0 and int(row[-1]) in self.eos_ids for row in ids]
         if self.asks is None:
-            return True
+            return ended
+        rows = zip(ended, ids, masks or repeat(None, len(ids)), strict=True)
+        return [end and not self._is_asking(row, mask) for end, row, mask in rows]
+
+    def _is_asking(self, ids: Sequence[int], mask: Sequence[int | bool] | None) -> bool:
+        """Whether a completion's last turn asks the environment for something, or there is none."""
+        assert self.asks is not None
         kept = len(ids) if mask is None or all(mask) else sum(1 for _ in takewhile(bool, reversed(mask)))
-        return bool(kept) and not self.asks(ids[-kept:])
+        return not kept or self.asks(ids[-kept:])
 
 
 def _repeated_lines(text: str, turns: Turns) -> int:

@@ -21,7 +21,7 @@ from typing import ClassVar
 from stepcredit.batch import ScoredSpan
 from stepcredit.errors import InputError
 from stepcredit.tasks.grading import Grade
-from stepcredit.tasks.reductions import applied, is_number, is_reduction
+from stepcredit.tasks.reductions import applied, is_number, is_reduction, result
 from stepcredit.tasks.task import Example, Split
 
 LABELS = "abcdefghijklmnopqrstuvwxyz"
@@ -251,7 +251,7 @@ class Arithmetic:
         if not lines[-1]:
             lines.pop()
         stated = None if cut or not lines else _ANSWER.fullmatch(lines[-1])
-        planned, written = problem.operations, problem.written
+        written, all_of_them = problem.written, len(problem.written)
         total, done, last, score = str(problem.start), 0, None, 1.0
         scores: list[float] = []
         kinds: list[str] = []
@@ -260,13 +260,14 @@ class Arithmetic:
             then = LABELS.find(label)  # how many operations are done behind this line, as it says
             if body == last:
                 kind = "repeated"  # if that line was wrong, the prefix is wrong already
-            elif done < then <= len(planned):
+            elif done < then <= all_of_them:
                 terms = written[done] if then == done + 1 else "".join(written[done:then])
-                head, value = f"{label}:{total}{terms}=", str(applied(int(total), planned[done:then], self.modulus))
-                if body == head + value or (body.startswith(head) and is_number(body[len(head) :])):
+                head, value = f"{label}:{total}{terms}=", result(total, terms, self.modulus)
+                right = body == head + value
+                if right or (body.startswith(head) and is_number(body[len(head) :])):
                     kind = "one" if then == done + 1 else "merged"
-                    last, total, done = body, body[len(head) :], then
-                    score = score if total == value else 0.0
+                    last, total, done = body, value if right else body[len(head) :], then
+                    score = score if right else 0.0
             if not kind:
                 kind, score = ("alien", 0.0) if is_reduction(body) else ("malformed", 0.0)
                 last = body if kind == "alien" else last
@@ -274,7 +275,7 @@ class Arithmetic:
             kinds.append(kind)
         answer = stated[1] if stated else None
         if stated:
-            scores.append(score if answer == problem.answer and done == len(planned) else 0.0)
+            scores.append(score if answer == problem.answer and done == all_of_them else 0.0)
             kinds.append("answer")
         elif cut:
             scores.append(0.0)
