@@ -10,7 +10,7 @@ import torch
 from stepcredit import GRPO, PASS, GRPOProcess, Guard, InputError, Rollouts
 from stepcredit.adapters.trl import CreditStep, attach
 from stepcredit.adapters.trl.learning import FILE, chosen, joined
-from stepcredit.batch.rollouts import ScoredSpan
+from stepcredit.batch import ScoredSpan
 from trl_trainer import generate, has_line_end, make_trainer, share_of_even
 
 

@@ -1,10 +1,29 @@
-"""The characters of tokens that join to their text: one place a token, where it ends."""
+"""Characters of a completion: one span, and spans that stand one behind the other, of which one place each is kept."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
+
+
+class Span(NamedTuple):
+    """Characters ``[start, end)`` of one completion; a Python slice of the exact completion text."""
+
+    start: int
+    end: int
+
+
+class ScoredSpan(NamedTuple):
+    """A character span and the process score that a signal gives it (unit: the signal's own)."""
+
+    start: int
+    end: int
+    score: float
+
+
+_scored_span = partial(tuple.__new__, ScoredSpan)  # of a tuple, in half the time
 
 
 class Ranges(Sequence[tuple[int, int]]):
@@ -52,3 +71,50 @@ class Ranges(Sequence[tuple[int, int]]):
 
     def __repr__(self) -> str:
         return repr(list(self))
+
+
+class ScoredRanges(Sequence[ScoredSpan]):
+    """Scored spans of which the first starts at 0 and each other one at the end of the one before.
+
+    It reads as the tuple of these spans, which is not made unless somebody asks for one. In order by construction.
+
+    Args:
+        ends: Where the spans end: integers from 0 on that never decrease. Shape: [spans].
+        scores: Their scores. Shape: [spans].
+
+    Attributes:
+        ends: The same.
+        scores: The same.
+
+    Example:
+        >>> ranges = ScoredRanges([2, 5], [1.0, 0.0])
+        >>> ranges[1], len(ranges), ranges == (ScoredSpan(0, 2, 1.0), ScoredSpan(2, 5, 0.0))
+        (ScoredSpan(start=2, end=5, score=0.0), 2, True)
+    """
+
+    __slots__ = ("ends", "scores")
+
+    def __init__(self, ends: list[int], scores: list[float]) -> None:
+        self.ends, self.scores = ends, scores
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __iter__(self) -> Iterator[ScoredSpan]:
+        return map(_scored_span, zip([0, *self.ends], self.ends, self.scores, strict=False))
+
+    @overload
+    def __getitem__(self, index: int) -> ScoredSpan: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[ScoredSpan, ...]: ...
+    def __getitem__(self, index: int | slice) -> ScoredSpan | tuple[ScoredSpan, ...]:
+        return tuple(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == (tuple(other) if isinstance(other, ScoredRanges) else other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))

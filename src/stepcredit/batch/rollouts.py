@@ -3,25 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from operator import le
-from typing import Any, NamedTuple
+from typing import Any
 
-from stepcredit.batch.ranges import Ranges
+from stepcredit.batch.ranges import Ranges, Span
 from stepcredit.errors import InputError
-
-
-class Span(NamedTuple):
-    """Characters ``[start, end)`` of one completion; a Python slice of the exact completion text."""
-
-    start: int
-    end: int
-
-
-class ScoredSpan(NamedTuple):
-    """A character span and the process score that a signal gives it (unit: the signal's own)."""
-
-    start: int
-    end: int
-    score: float
 
 
 @dataclass(frozen=True, eq=False)

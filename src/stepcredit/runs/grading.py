@@ -81,7 +81,7 @@ class TaskGrader:
         """Whether each rollout's answer is right, whatever its reward."""
         return [grade.correct for grade in self.grades(rollouts)]
 
-    def score(self, rollouts: Rollouts) -> list[tuple[ScoredSpan, ...]]:
+    def score(self, rollouts: Rollouts) -> list[Sequence[ScoredSpan]]:
         """A text signal: the task's ground truth for every step."""
         return [grade.steps for grade in self.grades(rollouts)]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
-from stepcredit.batch.rollouts import Rollouts, ScoredSpan
+from stepcredit.batch import Rollouts, ScoredSpan
 from stepcredit.errors import InputError
 
 _LONGEST = 256  # characters of an annotation that are read; GSM8K's longest has 56. Bounds the arithmetic, too.

@@ -59,13 +59,17 @@ class Pieces:
         bounds = np.cumsum(bounds)
         begins = bounds[opens]
         bounds -= np.repeat(begins, sizes)
+        closes = opens + sizes
+        fits = bounds[closes - 1] == np.fromiter(map(len, texts), np.int64, len(texts))
+        all_join = bool(fits.all()) and whole == "".join(texts) and REPLACEMENT not in whole
         found: list[Ranges | None] = []
-        rows = zip(token_ids, texts, begins.tolist(), opens.tolist(), (opens + sizes).tolist(), strict=True)
-        for ids, text, begin, low, high in rows:
+        rows = zip(token_ids, texts, begins.tolist(), opens.tolist(), closes.tolist(), fits.tolist(), strict=True)
+        for ids, text, begin, low, high, joins in rows:
             own = bounds[low:high]
-            joins = own[-1] == len(text) and whole.startswith(text, begin) and REPLACEMENT not in text
-            audits = range(AUDIT, len(ids), AUDIT) if joins else ()
-            joins = joins and all(decode(ids[:size]) == text[: own[size]] for size in audits)
+            if joins and not all_join:
+                joins = whole.startswith(text, begin) and REPLACEMENT not in text
+            if joins and len(ids) > AUDIT:
+                joins = all(decode(ids[:size]) == text[: own[size]] for size in range(AUDIT, len(ids), AUDIT))
             found.append(Ranges(own) if joins else None)
         return found
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from stepcredit.batch.ranges import Ranges
-from stepcredit.batch.rollouts import Rollouts, ScoredSpan, check_spans
+from stepcredit.batch.ranges import Ranges, ScoredRanges, ScoredSpan
+from stepcredit.batch.rollouts import Rollouts, check_spans
 from stepcredit.errors import InputError
 from stepcredit.signals.spans import Offsets, projection_of, votes
 
@@ -116,19 +116,31 @@ def token_scores(rollouts: Rollouts, scores: Sequence[Sequence[ScoredSpan]]) -> 
 
 def _flat(scores: Sequence[Sequence[ScoredSpan]], texts: Sequence[str], spans: Array) -> tuple[Array, Array, Array]:
     """The spans of all rollouts in one, checked: where they start, where they end, and their scores."""
-    flat = list(chain.from_iterable(scores))
-    starts, ends, values = zip(*flat, strict=True) if flat else ((), (), ())
-    numbers = all(hasattr(kind, "__float__") for kind in {*map(type, values)})  # float() would take "0.5", too
-    low, high = np.array(starts), np.array(ends)
-    found = np.fromiter(map(float, values if numbers else ()), np.float64)
-    right = numbers and {*map(type, starts), *map(type, ends)} <= {int} and bool(np.isfinite(found).all())
+    opens = (np.cumsum(spans) - spans)[np.flatnonzero(spans)]  # each rollout's first span
+    if {*map(type, scores)} == {ScoredRanges}:
+        high = np.fromiter(chain.from_iterable(x.ends for x in scores), np.int64)  # type: ignore[attr-defined]
+        found = np.fromiter(chain.from_iterable(x.scores for x in scores), np.float64)  # type: ignore[attr-defined]
+        low, right = _behind(high, opens), True
+    else:
+        flat = list(chain.from_iterable(scores))
+        starts, ends, values = zip(*flat, strict=True) if flat else ((), (), ())
+        right = all(hasattr(kind, "__float__") for kind in {*map(type, values)})  # float() would take "0.5", too
+        low, high = np.array(starts), np.array(ends)
+        found = np.fromiter(map(float, values if right else ()), np.float64)
+        right = right and {*map(type, starts), *map(type, ends)} <= {int}
     if right:
-        before = np.concatenate([[0], high])[:-1]
-        before[(np.cumsum(spans) - spans)[np.flatnonzero(spans)]] = 0  # each rollout's first
-        right = bool(((before <= low) & (low <= high) & (high <= np.repeat([*map(len, texts)], spans))).all())
+        inside = (low <= high) & (high <= np.repeat([*map(len, texts)], spans)) & np.isfinite(found)
+        right = bool(((_behind(high, opens) <= low) & inside).all())
     for row, (of_row, text) in enumerate(zip(scores, texts, strict=True) if not right else ()):
         _check(row, of_row, text)
     return low.astype(np.int64), high.astype(np.int64), found
+
+
+def _behind(ends: Array, opens: Array) -> Array:
+    """Where each span may begin at the earliest: at the end of the one before, or at 0."""
+    before = np.concatenate([[0], ends])[:-1]
+    before[opens] = 0
+    return before
 
 
 def _check(row: int, spans: Sequence[ScoredSpan], text: str) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stepcredit.batch import RolloutBatch, Rollouts
+from stepcredit.batch.ranges import ScoredRanges
 from stepcredit.errors import InputError
 from stepcredit.signals.protocol import Scores
 from stepcredit.signals.scored_spans import token_scores
@@ -53,7 +54,8 @@ def place_scores(batch: RolloutBatch, rollouts: Rollouts, scores: Scores) -> Rol
 
 def are_token_values(scores: Scores) -> bool:
     """Whether rows hold numbers, one a token; else they hold scored spans."""
-    return any(isinstance(value, (int, float)) for row in scores for value in row[:1])
+    rows = (row for row in scores if not isinstance(row, ScoredRanges))
+    return any(isinstance(value, (int, float)) for row in rows for value in row[:1])
 
 
 def place_steps(batch: RolloutBatch, rollouts: Rollouts) -> RolloutBatch:

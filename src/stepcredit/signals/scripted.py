@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from stepcredit.batch.rollouts import Rollouts, ScoredSpan
+from stepcredit.batch import Rollouts, ScoredSpan
 from stepcredit.errors import InputError
 from stepcredit.options import Options
 

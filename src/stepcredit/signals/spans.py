@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from stepcredit.batch.rollouts import ScoredSpan, Span, check_spans
+from stepcredit.batch.ranges import ScoredSpan, Span
+from stepcredit.batch.rollouts import check_spans
 from stepcredit.errors import InputError
 
 Offsets = Sequence[tuple[int, int]]

@@ -14,11 +14,11 @@ difficulty; the chance of a blind guess is 1 / modulus.
 import random
 import re
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import ClassVar
 
-from stepcredit.batch import ScoredSpan
+from stepcredit.batch.ranges import ScoredRanges
 from stepcredit.errors import InputError
 from stepcredit.tasks.grading import Grade
 from stepcredit.tasks.reductions import applied, is_number, is_reduction, result
@@ -32,7 +32,6 @@ _TRAIN_SEEDS = 2**32  # a run's training problems start at (1 + its seed) times 
 
 _PROMPT = re.compile(r"a:(0|[1-9][0-9]{0,3})((?:[a-z]:[+*-](?:0|[1-9][0-9]{0,3}))+)")
 _OPERATION = re.compile(r"([a-z]):([+*-])([0-9]+)")
-_scored_span = partial(tuple.__new__, ScoredSpan)  # of a tuple: grading makes a thousand at a time
 _ANSWER = re.compile(r"answer: (0|[1-9][0-9]{0,3})")
 
 
@@ -282,11 +281,12 @@ class Arithmetic:
             kinds.append("malformed")
         ends = list(accumulate([len(body) + 1 for body in lines]))
         ends[-1:] = [len(completion)] if lines else []
-        steps = tuple(map(_scored_span, zip([0, *ends], ends, scores, strict=False)))
         format_ok = finished and stated is not None and len(kinds) > 1 and "malformed" not in kinds
         outcome = float(answer == problem.answer)
         reason = "no answer line" if answer is None else "right" if outcome else "wrong"
-        return Grade(outcome, float(format_ok), format_ok, steps, tuple(kinds), answer is not None, reason)
+        return Grade(
+            outcome, float(format_ok), format_ok, ScoredRanges(ends, scores), tuple(kinds), answer is not None, reason
+        )
 
     def _problem(self, prompt: str, start: int, operations: tuple[tuple[str, int], ...]) -> Problem:
         return Problem(prompt, str(applied(start, operations, self.modulus)), start, operations)

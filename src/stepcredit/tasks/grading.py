@@ -1,6 +1,6 @@
 """What a task says of one completion: outcome, format, and a ground-truth score a step where the task has one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 
@@ -43,7 +43,7 @@ class Grade:
     outcome: float
     format_reward: float = 0.0
     format_ok: bool = False
-    steps: tuple[ScoredSpan, ...] = ()
+    steps: Sequence[ScoredSpan] = ()
     kinds: tuple[str, ...] = ()
     parsed: bool = True
     reason: str = ""

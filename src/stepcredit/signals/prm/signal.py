@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from stepcredit.batch.rollouts import Rollouts, ScoredSpan
+from stepcredit.batch import Rollouts, ScoredSpan
 from stepcredit.errors import InputError
 from stepcredit.options import Options, option
 from stepcredit.signals.prm.described import describe

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from stepcredit.batch.rollouts import Rollouts, ScoredSpan
+from stepcredit.batch import Rollouts, ScoredSpan
 from stepcredit.errors import InputError
 from stepcredit.options import option
 from stepcredit.signals.prm import PRESETS, Layout, make_layout
