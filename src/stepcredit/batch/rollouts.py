@@ -77,13 +77,14 @@ class Rollouts:
                 raise InputError(
                     f"`{field.name}` must have one entry a rollout; got {len(value)} for {len(self.prompts)} prompts."
                 )
-        counts = self.token_counts
+        counts = self.token_counts or []
         for name in _TOKEN_FIELDS:
-            for row, values in enumerate(getattr(self, name) or ()):
-                if counts is not None and len(values) != counts[row]:
-                    raise InputError(
-                        f"`{name}` must have one entry a token; got {len(values)} for {counts[row]} tokens, row {row}."
-                    )
+            lengths = [*map(len, getattr(self, name) or ())]
+            if lengths and lengths != counts:
+                row = next(row for row, n in enumerate(lengths) if n != counts[row])
+                raise InputError(
+                    f"`{name}` must have one entry a token; got {lengths[row]} for {counts[row]} tokens, row {row}."
+                )
         for name in ("offsets", "steps", "turns"):
             for row, spans in enumerate(getattr(self, name) or ()):
                 check_spans(name, row, spans, self.completions[row])

@@ -29,7 +29,7 @@ def grade_rollout(task: Task, reference: str, text: str, *, finished: bool, turn
     Raises:
         InputError: The grade lacks one of the measures that the task names, or has another.
     """
-    if hasattr(task, "environment") and isinstance(task, SearchTask):  # the first is cheap, and settles most
+    if turns is not None and isinstance(task, SearchTask):
         grade = task.grade(reference, text, finished=finished, turns=turns)
     else:
         grade = task.grade(reference, text, finished=finished)
@@ -170,8 +170,8 @@ class TaskGrader:
 
 def _repeated_lines(text: str, turns: Turns) -> int:
     """How many of the policy's lines stood in its words before."""
-    mine = [text] if turns is None else [text[start:end] for start, end in turns]
-    lines = [line for part in mine for line in part.splitlines()]
+    mine = (text[start:end] for start, end in turns or ())
+    lines = text.splitlines() if turns is None else [line for part in mine for line in part.splitlines()]
     if len({*lines}) == len(lines):
         return 0
     lines = [line for line in lines if line.strip()]  # blank lines are no repetition

@@ -22,7 +22,7 @@ from stepcredit.runs.grading import TaskGrader
 from stepcredit.runs.policies import add_lora, load_policy
 from stepcredit.runs.process import model_arguments, signal_arguments
 from stepcredit.runs.prompts import render_prompt
-from stepcredit.runs.protocols import protocol_of
+from stepcredit.runs.protocols import OneTurn, protocol_of
 from stepcredit.runs.rollouts import rollout_arguments
 
 _OURS = {  # GRPOConfig fields that the run itself decides, and what says so
@@ -140,7 +140,7 @@ def make_trainer(
     eos = policy.model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
     protocol = protocol_of(task, tokenizer)
-    grader = TaskGrader(task, tokenizer, ends, protocol.asks)
+    grader = TaskGrader(task, tokenizer, ends, None if isinstance(protocol, OneTurn) else protocol.asks)
     estimator = build_estimator(*typed("estimator", config.estimator))
     observer = RolloutObserver(
         grader, estimator.type, every=config.run.rollouts_every, kept=config.run.rollouts_kept, last=config.run.steps
