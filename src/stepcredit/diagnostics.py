@@ -53,8 +53,9 @@ def credit_metrics(
     right: Tensor | None = None
     if batch.rewards is not None or batch.correct is not None:
         right = (batch.rewards[live] > 0) if batch.correct is None else batch.correct[live]  # type: ignore[index]
-        totals.add("length_correct", lengths[right])
-        totals.add("length_wrong", lengths[~right])
+        is_right, is_wrong = right.double(), (~right).double()
+        totals.add("length_correct", lengths * is_right, is_right)
+        totals.add("length_wrong", lengths * is_wrong, is_wrong)
     groups = Pool.of(batch.group_ids[live], process_group)
     varied: dict[str, Tensor] = {}  # channel -> bool [groups]
     for name, x in {
@@ -71,25 +72,25 @@ def credit_metrics(
         totals.add("process/raw_mean", steps.total, steps.number)
         totals.add("process/raw_square", steps.square, steps.number)
         if right is not None:
-            totals.add("process/correct_mean", steps.total[right], steps.number[right])
-            totals.add("process/wrong_mean", steps.total[~right], steps.number[~right])
+            totals.add("process/correct_mean", steps.total * is_right, steps.number * is_right)
+            totals.add("process/wrong_mean", steps.total * is_wrong, steps.number * is_wrong)
         scored = steps.number > 0
         varied["process"] = groups.select(scored).varies(steps.first[scored]) | (groups.sum(steps.varied) > 0)
     for name, differ in varied.items():
-        totals.add(f"{name}/silent_groups", (~differ).double())  # the same on all ranks, and so is their mean
-    tokens = lengths.sum()
+        alike = (~differ).double().sum()  # the same on all ranks, and so is the mean
+        totals.add(f"{name}/silent_groups", alike, differ.numel())
     terms = credit.terms()
     for name, term in {"": credit.advantages, **terms}.items():
         x = term.flatten().double()  # 0 off the response tokens
-        totals.add(f"{name}/abs", x.abs().sum(), tokens)
+        totals.add(f"{name}/abs", x.abs().sum(), lengths)
         if name:
-            totals.add(f"{name}/mean", x.sum(), tokens)
-            totals.add(f"{name}/square", x.dot(x), tokens)
+            totals.add(f"{name}/mean", x.sum(), lengths)
+            totals.add(f"{name}/square", x.dot(x), lengths)
     if batch.old_logprobs is not None and batch.ref_logprobs is not None:
         old, ref = (layout.pack(x).double() for x in (batch.old_logprobs, batch.ref_logprobs))
-        totals.add("kl_to_reference", kl_k3(old, ref))
-    totals.add("rollouts", torch.ones_like(lengths))
-    totals.add("excluded_rows", lengths.new_ones(len(batch) - live.numel()))
+        totals.add("kl_to_reference", kl_k3(old, ref).sum(), old.numel())
+    totals.add("rollouts", lengths.new_zeros(()), live.numel())
+    totals.add("excluded_rows", lengths.new_zeros(()), len(batch) - live.numel())
     return _named(totals, [*varied], [*terms])
 
 
@@ -130,18 +131,32 @@ class _Totals:
 
     def __init__(self, process_group: ProcessGroup | None) -> None:
         self.process_group = process_group
-        self.local: dict[str, tuple[Tensor, Tensor]] = {}
+        self.local: dict[str, tuple[Tensor, Tensor | int]] = {}
 
-    def add(self, name: str, values: Tensor, counts: Tensor | None = None) -> None:
-        """Values, or sums of values, and how many they are; each is one where that is not said. All float64."""
-        count = values.new_full((), values.numel()) if counts is None else counts.sum()
-        self.local[name] = values.sum(), count
+    def add(self, name: str, values: Tensor, counts: Tensor | int | None = None) -> None:
+        """A sum, or what each live rollout adds to it, and as much of what divides it; each rollout is one by default.
+
+        Args:
+            name: Of the mean.
+            values: float64 [] or [R].
+            counts: float64 [R], or a number.
+        """
+        self.local[name] = values, values.numel() if counts is None else counts
 
     def reduced(self) -> dict[str, tuple[float, float]]:
-        """Name -> sum and count."""
-        numbers = torch.stack([x for pair in self.local.values() for x in pair])
-        found = iter(all_reduce(numbers, self.process_group).tolist())
-        return {name: (next(found), next(found)) for name in self.local}
+        """Name -> sum and count; numbers a rollout are summed together, each once."""
+        known = [x for pair in self.local.values() for x in pair]
+        if self.process_group is not None:  # the other ranks count, too
+            device = next(x.device for x in known if isinstance(x, Tensor))
+            known = [torch.full((), x, dtype=torch.float64, device=device) if isinstance(x, int) else x for x in known]
+        tensors = {id(x): x for x in known if isinstance(x, Tensor)}
+        summed = {key: x for key, x in tensors.items() if x.ndim == 0}
+        of_rollouts = {key: x for key, x in tensors.items() if x.ndim == 1}
+        sums = torch.cat([torch.stack([*of_rollouts.values()]).sum(1), torch.stack([*summed.values()])])
+        numbers = all_reduce(sums, self.process_group).tolist()
+        found = dict(zip([*of_rollouts, *summed], numbers, strict=True))
+        told = iter([float(x) if isinstance(x, int) else found[id(x)] for x in known])
+        return {name: (next(told), next(told)) for name in self.local}
 
 
 def _named(totals: _Totals, channels: list[str], terms: list[str]) -> dict[str, float]:
