@@ -429,6 +429,19 @@ def test_tokens_join_behind_a_silent_one(tokenizers):
         assert ranges == token_offsets(tokenizer, ids, decoded(tokenizer, ids))
 
 
+@many
+@given(rows=st.lists(st.lists(st.integers(0, 7), max_size=12), max_size=4))
+def test_tokens_may_write_any_character(rows):
+    words = ["", "a", "\0", "b\0c", "\0\0", "\ud800", "\U0001f600x", "two words"]
+
+    def decode(ids):
+        return "".join(words[i] for i in ids)
+
+    for row, found in zip(rows, Pieces().joined(rows, [*map(decode, rows)], decode), strict=True):
+        expected = [(len(decode(row[:k])), len(decode(row[: k + 1]))) for k in range(len(row))]
+        assert found == expected or (found is None and not decode(row))  # of silence alone nothing is known
+
+
 def test_a_batch_without_tokens(tokenizers):
     tokenizer = next(iter(tokenizers.values()))
     assert decoded_offsets(tokenizer, [], []) == []

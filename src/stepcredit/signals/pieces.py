@@ -12,6 +12,7 @@ from stepcredit.signals.decoding import can_be_remembered
 
 AUDIT = 256  # tokens after which, again and again, the whole prefix is decoded and compared
 REPLACEMENT = "\ufffd"  # what decoders write for bytes that are not UTF-8 (or not yet)
+_MARK = "\0"  # stands between tokens for a moment
 
 Decode = Callable[[list[int]], str]
 
@@ -44,18 +45,23 @@ class Pieces:
         """
         parts = self._parts(token_ids)
         try:
-            whole = "".join(parts)  # type: ignore[arg-type]
+            marked = _MARK.join(parts)  # type: ignore[arg-type]
         except TypeError:  # of a token that was not met
             for ids in token_ids:
                 self._meet(ids, decode)
             parts = [REPLACEMENT if part is None else part for part in self._parts(token_ids)]  # joins to nothing
-            whole = "".join(parts)  # type: ignore[arg-type]
+            marked = _MARK.join(parts)  # type: ignore[arg-type]
+        lengths = _lengths_between(marked, len(parts))
+        if lengths is None:  # a token writes the mark itself
+            whole, lengths = "".join(parts), np.fromiter(map(len, parts), np.int64, len(parts))  # type: ignore[arg-type]
+        else:
+            whole = marked.replace(_MARK, "")
         sizes = np.fromiter(map(len, token_ids), np.int64, len(token_ids)) + 1  # bounds are one more than tokens
         opens = np.cumsum(sizes) - sizes
         bounds = np.zeros(len(parts) + len(token_ids), np.int64)
         behind = np.ones(bounds.size, bool)
         behind[opens] = False
-        bounds[behind] = np.fromiter(map(len, parts), np.int64, len(parts))  # type: ignore[arg-type]
+        bounds[behind] = lengths
         bounds = np.cumsum(bounds)
         begins = bounds[opens]
         bounds -= np.repeat(begins, sizes)
@@ -98,6 +104,18 @@ class Pieces:
             alone, both = decode([opener]), decode([opener, token])
             if both.startswith(alone):
                 self._behind[token] = both[len(alone) :]
+
+
+def _lengths_between(marked: str, parts: int) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+    """How long the parts between marks are, which takes a third of the time of asking each; None if there are others.
+
+    Args:
+        marked: The parts, joined by marks.
+        parts: How many they are.
+    """
+    characters = np.frombuffer(marked.encode("utf-32-le", "surrogatepass"), "<u4")
+    ends = np.append(np.flatnonzero(characters == ord(_MARK)), len(marked))
+    return np.diff(ends, prepend=-1) - 1 if ends.size == parts else None
 
 
 _OF: WeakKeyDictionary[Any, dict[bool, Pieces]] = WeakKeyDictionary()
