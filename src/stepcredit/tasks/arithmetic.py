@@ -260,8 +260,13 @@ class Arithmetic:
             if body == last:
                 kind = "repeated"  # if that line was wrong, the prefix is wrong already
             elif done < then <= all_of_them:
-                terms = written[done] if then == done + 1 else "".join(written[done:then])
-                head, value = f"{label}:{total}{terms}=", result(total, terms, self.modulus)
+                if then == done + 1:
+                    terms, value = written[done], result(total, written[done], self.modulus)
+                else:
+                    terms, value = "".join(written[done:then]), total
+                    for term in written[done:then]:
+                        value = result(value, term, self.modulus)
+                head = f"{label}:{total}{terms}="
                 right = body == head + value
                 if right or (body.startswith(head) and is_number(body[len(head) :])):
                     kind = "one" if then == done + 1 else "merged"

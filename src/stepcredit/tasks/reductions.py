@@ -6,7 +6,6 @@ from functools import lru_cache
 _NUMBER = r"(?:0|[1-9][0-9]{0,3})"
 _REDUCTION = re.compile(rf"[a-z]:{_NUMBER}(?:[+*-]{_NUMBER})+={_NUMBER}")
 _WHOLE = re.compile(_NUMBER)
-_TERM = re.compile(r"([+*-])([0-9]+)")
 
 
 def applied(total: int, operations: tuple[tuple[str, int], ...], modulus: int) -> int:
@@ -16,15 +15,15 @@ def applied(total: int, operations: tuple[tuple[str, int], ...], modulus: int) -
     return total
 
 
-@lru_cache(maxsize=2**14)  # lines modulo 10 with one operation have 300 left sides
-def result(total: str, terms: str, modulus: int) -> str:
-    """What a line's left side comes to, as the line would write it.
+@lru_cache(maxsize=2**14)  # there are 300 modulo 10
+def result(total: str, operation: str, modulus: int) -> str:
+    """What a running total is after one operation, as lines write the three.
 
     Example:
-        >>> result("3", "+5*2", 10)
-        '6'
+        >>> result("3", "-5", 10)
+        '8'
     """
-    return str(applied(int(total), tuple((op, int(y)) for op, y in _TERM.findall(terms)), modulus))
+    return str(applied(int(total), ((operation[0], int(operation[1:])),), modulus))
 
 
 def is_reduction(line: str) -> bool:
