@@ -78,12 +78,12 @@ class Channels:
         """
         given = ~rewards.isnan()
         weighted = torch.where(given, rewards, 0) * weights
-        fields: dict[str, Tensor | dict[str, Tensor]] = {"rewards": weighted[:, list(self.outcome)].sum(1)}
-        scorable = given[:, list(self.outcome)].any(1)
+        fields: dict[str, Tensor | dict[str, Tensor]] = {"rewards": _columns(weighted, self.outcome).sum(1)}
+        scorable = _columns(given, self.outcome).any(1)
         if self.format:
-            fields["format_rewards"] = weighted[:, list(self.format)].sum(1)
-            fields["format_ok"] = self._kept(rewards[:, list(self.format)])
-            scorable &= given[:, list(self.format)].any(1)
+            fields["format_rewards"] = _columns(weighted, self.format).sum(1)
+            fields["format_ok"] = self._kept(_columns(rewards, self.format))
+            scorable &= _columns(given, self.format).any(1)
         if self.extra:
             fields["extra_rewards"] = {name: weighted[:, i] for name, i in self.extra.items()}
             for i in self.extra.values():
@@ -100,3 +100,8 @@ class Channels:
                 )
         bar = 1.0 if self.format_threshold is None else self.format_threshold
         return (rewards.isnan() | (rewards >= bar)).all(1)
+
+
+def _columns(x: Tensor, which: tuple[int, ...]) -> Tensor:
+    """Some columns; of one, as mostly, a view."""
+    return x[:, which[0] : which[0] + 1] if len(which) == 1 else x[:, list(which)]

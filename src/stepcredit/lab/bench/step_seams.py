@@ -64,10 +64,11 @@ def seams() -> Iterator[None]:
         (PreTrainedModel, "zero_grad", "optimizer"),
     ]
     with ExitStack() as stack:
+        # Inside the seam around it: what counting takes is no part of ours.
+        stack.enter_context(replaced(GRPOTrainer, "_generate", _counting(GRPOTrainer._generate)))
         stack.enter_context(watching([*theirs, *_own()]))
         for name, told in (("on_step_begin", StepClock.cut), ("on_train_end", StepClock.end)):
             stack.enter_context(replaced(CallbackHandler, name, _telling(told, getattr(CallbackHandler, name))))
-        stack.enter_context(replaced(GRPOTrainer, "_generate", _counting(GRPOTrainer._generate)))
         yield
 
 
