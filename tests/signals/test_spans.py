@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stepcredit.batch import Rollouts, ScoredSpan, Span
-from stepcredit.batch.ranges import Ranges
+from stepcredit.batch.ranges import Ranges, ScoredRanges
 from stepcredit.errors import InputError
 from stepcredit.signals.offsets import token_offsets
 from stepcredit.signals.scored_spans import ProjectedScores, project_scores
@@ -95,6 +95,33 @@ def test_brute_force_where_tokens_join(case, seed):
     assert whole.process_rewards == [[row[step].score if step >= 0 else 0.0 for step in expected] for row in scored]
     assert whole.uncovered[0] == [i for i, step in enumerate(expected) if step < 0]
     assert whole.empty_spans[0] == [i for i in range(len(spans)) if i not in expected]
+
+
+@many
+@given(ends=st.lists(st.lists(st.integers(0, 9), max_size=4).map(sorted), min_size=1, max_size=4), rng=st.randoms())
+def test_scored_ranges_are_placed_as_the_spans_that_they_read_as(ends, rng):
+    texts = [rng.choice(["ab c" * 3, "x" * 9]) for _ in ends]
+    offsets = [Ranges([*range(len(text) + 1)]) for text in texts]
+    rollouts = Rollouts([""] * len(texts), texts, [0] * len(texts), offsets=offsets)
+    ranges = [ScoredRanges(row, [rng.random() for _ in row]) for row in ends]
+    expected = project_scores(rollouts, [[*row] for row in ranges])
+    for scores in (ranges, [ranges[0], *map(tuple, ranges[1:])]):
+        assert project_scores(rollouts, scores) == expected
+
+
+@pytest.mark.parametrize(
+    ("ends", "scores", "message"),
+    [
+        ([4, 6], [1.0, 1.0], r"`scores` must lie inside the completion; got \(4, 6\) of 5 characters, row 1"),
+        ([2, 1], [1.0, 1.0], r"`scores` must lie inside the completion; got \(2, 1\) of 5 characters, row 1"),
+        ([-1, 5], [1.0, 1.0], r"`scores` must lie inside the completion; got \(0, -1\) of 5 characters, row 1"),
+        ([4, 5], [1.0, float("nan")], r"`scores` must be finite numbers; got nan for span 1, \(4, 5\), in row 1"),
+    ],
+)
+def test_scored_ranges_are_checked_as_spans(ends, scores, message):
+    rollouts = Rollouts(["", ""], ["abcde"] * 2, [0, 0], offsets=[Ranges([0, 2, 4, 5])] * 2)
+    with pytest.raises(InputError, match=message):
+        project_scores(rollouts, [ScoredRanges([5], [1.0]), ScoredRanges(ends, scores)])
 
 
 @many
