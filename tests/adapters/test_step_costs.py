@@ -83,7 +83,7 @@ def test_what_counts_as_a_wait() -> None:
     }  # fmt: skip
 
 
-MOST = {"grpo": 24, "pass": 110}
+MOST = {"grpo": 20, "pass": 100}
 
 
 @pytest.mark.parametrize("kind", list(MOST))
