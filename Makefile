@@ -2,14 +2,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PIP_VERL := .venv-verl/bin/pip install --quiet --disable-pip-version-check --constraint constraints-verl.txt
+# TRL reports usage from a thread. Its look-up of a host reads the environment, and where the trainer sets a variable at
+# that moment the process dies (seen once in some hundred runs).
+QUIET := HF_HUB_DISABLE_TELEMETRY=1
 
 .PHONY: demo test test-slow lint check clean
 
 demo: .venv/base  ## a tiny policy trained under four credit schemes, in minutes: a table, and page.html in a new folder
-	$(BIN)/stepcredit demo
+	$(QUIET) $(BIN)/stepcredit demo
 
 test: .venv/dev  ## every test and every docstring example
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest --numprocesses 2 --quiet
+	$(QUIET) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest --numprocesses 2 --quiet
 
 lint: .venv/dev  ## format, lint, types, floors
 	$(BIN)/ruff format --check --quiet
