@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ from stepcredit.ops import kernels
 from stepcredit.ops.groups import Pool
 from stepcredit.ops.kernels import choosing
 from stepcredit.ops.kernels.cpu.compiling import Kernel, array
+from stepcredit.ops.kernels.operands import Rows
 from stepcredit.ops.returns import return_so_far, return_to_go
 from stepcredit.ops.scaling import center, standardize
 from stepcredit.ops.segments import Segments
@@ -326,24 +328,40 @@ def test_out_may_be_a_field_of_the_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMPILED)
-def test_a_mask_that_was_written_to_leads_no_kernel_out_of_its_arrays(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mask_that_was_written_to_changes_no_credit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Kernel, "compiled", property(lambda self: self.plain))  # numpy checks every index from above
     for seed in range(25):
-        estimator, plain = ESTIMATORS[name](**options_of(name, seed)), plain_batch(seed)
+        options, plain = options_of(name, seed), plain_batch(seed)
+        want = torch.tensor(SCHEMES[name][0](plain, **options), dtype=torch.float64)
         with kernels.using("always"):
             batch = padded(plain)
-            torch.testing.assert_close(
-                estimator(batch).advantages,
-                torch.tensor(SCHEMES[name][0](plain, **options_of(name, seed)), dtype=torch.float64),
-            )
-            batch.response_mask.fill_(True)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # what was padding holds nan
-                estimator(batch)
-            batch.response_mask.fill_(False)
-            estimator(batch)
+            for mask in (batch.response_mask.clone(), True, False):  # it is read once
+                batch.response_mask[:] = mask
+                torch.testing.assert_close(ESTIMATORS[name](**options)(batch).advantages, want)
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_runs_are_found_as_by_a_loop(is_packed: bool) -> None:
+    g = torch.Generator().manual_seed(3)
+    mask = torch.rand(40, 37, generator=g) < torch.linspace(0, 1, 40)[:, None]
+    mask[::5] = torch.arange(37) % 2 == 0
+    mask[7] = True
+    counts = torch.rand(40, generator=g) < 0.8
+    cuts = torch.randint(0, 80, (40,), generator=g).cumsum(0).clamp(max=mask.numel())
+    edges = torch.cat([cuts.new_zeros(1), cuts]) if is_packed else torch.arange(41) * 37
+    with kernels.using("always"):
+        rows = Rows.of(mask.flatten() if is_packed else mask, counts, edges if is_packed else None)
+    want = []
+    for r, (begin, end) in enumerate(pairwise(edges.tolist())):
+        places = [t for t in range(begin, end) if mask.flatten()[t] and counts[r]]
+        gaps = [i for i in range(1, len(places)) if places[i] > places[i - 1] + 1]
+        want.append([(places[a], places[b - 1] + 1) for a, b in pairwise([0, *gaps, len(places)]) if b > a])
+    assert rows.runs is not None
+    found = list(zip(rows.runs.starts.tolist(), rows.runs.stops.tolist(), strict=True))
+    assert [found[a:b] for a, b in pairwise(rows.runs.of_row.tolist())] == want
+    assert rows.length.tolist() == [sum(b - a for a, b in runs) for runs in want]
+    assert max(map(len, want)) > 10
+    assert [] in want
 
 
 def test_who_runs(monkeypatch: pytest.MonkeyPatch) -> None:

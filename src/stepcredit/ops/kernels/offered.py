@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stepcredit.ops.kernels.operands import Grouped, Line, Moments, Returns, Rows, Signal
+from stepcredit.ops.kernels.operands import Extents, Grouped, Line, Moments, Returns, Rows, Signal
 
 
 class Kernels(Protocol):
@@ -20,8 +20,8 @@ class Kernels(Protocol):
         """The dtypes of token fields that they read."""
         ...
 
-    def extents(self, mask: Tensor, begin: Tensor, end: Tensor, counted: Tensor | None) -> tuple[Tensor, ...]:
-        """`Rows.first`, `Rows.stop` and `Rows.length`; ``counted``: bool [batch], the rows that count."""
+    def extents(self, mask: Tensor, begin: Tensor, end: Tensor, counted: Tensor | None) -> Extents:
+        """`Rows.first`, `stop`, `length` and `runs`; ``counted``: bool [batch], the rows that count."""
         ...
 
     def spread(self, values: Tensor, rows: Rows, out: Tensor) -> None:

@@ -11,6 +11,24 @@ from stepcredit.ops.kernels.choosing import package
 
 
 @dataclass(frozen=True, eq=False)
+class Runs:
+    """Response tokens that stand together, run after run and row after row; a row without gaps is one run.
+
+    Attributes:
+        of_row: int64 [batch + 1], row r has those from ``of_row[r]`` to before ``of_row[r + 1]``.
+        starts: int64 [runs], where each begins on the flattened token tensors.
+        stops: int64 [runs], where it ends.
+    """
+
+    of_row: Tensor
+    starts: Tensor
+    stops: Tensor
+
+
+Extents = tuple[Tensor, Tensor, Tensor, Runs | None]
+
+
+@dataclass(frozen=True, eq=False)
 class Rows:
     """The rows of a batch on its flattened token tensors.
 
@@ -21,6 +39,7 @@ class Rows:
         first: int64 [batch], its first response token; its begin if it has none.
         stop: int64 [batch], one beyond its last response token; its begin if it has none.
         length: int64 [batch], how many response tokens it has; 0 for a row that does not count.
+        runs: Its response tokens; on the CPU alone, since a GPU would be waited for to say how many runs there are.
     """
 
     mask: Tensor
@@ -29,6 +48,7 @@ class Rows:
     first: Tensor
     stop: Tensor
     length: Tensor
+    runs: Runs | None
 
     @classmethod
     def of(cls, response_mask: Tensor, row_mask: Tensor | None, cu_seqlens: Tensor | None) -> "Rows":

@@ -42,7 +42,7 @@ def _along(kernel: Kernel, x: Tensor, offsets: Tensor, *options: float) -> Tenso
 
 @Kernel
 def _to_go(lo, hi, x, offsets, gamma, out):  # type: ignore[no-untyped-def]
-    for r in range(lo, hi):
+    for r in range(hi - 1, lo - 1, -1):
         total = 0.0
         for j in range(offsets[r + 1] - 1, offsets[r] - 1, -1):
             total = x[j] + gamma * total

@@ -17,40 +17,33 @@ def signal_is_sound(signal: Signal, largest: float, rows: Rows) -> bool:
 
 
 @Kernel
-def _all_below(lo, hi, x, largest, mask, begin, end, first, stop, length):  # type: ignore[no-untyped-def]
-    for r in range(lo, hi):
-        a, b, bad = first[r], stop[r], False
-        if b - a == length[r]:
-            for t in range(a, b):
-                bad |= not (abs(x[t]) < largest)
-        else:
-            for t in range(a, b):
-                bad |= mask[t] and not (abs(x[t]) < largest)
+def _all_below(lo, hi, x, largest, begin, end, length, runs, starts, stops):  # type: ignore[no-untyped-def]
+    for i in range(runs[lo], runs[hi]):
+        run, bad = x[starts[i] : stops[i]], False
+        for j in range(run.size):
+            bad |= not (abs(run[j]) < largest)
         if bad:
             return False
     return True
 
 
 @Kernel
-def _signal_is_sound(lo, hi, x, steps, covers, largest, mask, begin, end, first, stop, length):  # type: ignore[no-untyped-def]
+def _signal_is_sound(lo, hi, x, steps, covers, largest, begin, end, length, runs, starts, stops):  # type: ignore[no-untyped-def]
     for r in range(lo, hi):
-        a, b = first[r], stop[r]
-        whole = b - a == length[r]
-        step, at = -1, a
-        for t in range(a, b):
-            if not (whole or mask[t]):
-                continue
-            k = steps[t] if steps.size else 0
-            if k < -1:
-                return False
-            if k < 0 or (covers.size and not covers[t]):
-                continue
-            if steps.size and k == step:
-                if x.size and x[t] != x[at]:
+        step, at = -1, 0
+        for i in range(runs[r], runs[r + 1]):
+            for t in range(starts[i], stops[i]):
+                k = steps[t] if steps.size else 0
+                if k < -1:
                     return False
-                continue
-            if k < step or (x.size and not (abs(x[t]) < largest)):
-                return False
-            if steps.size:
-                step, at = k, t
+                if k < 0 or (covers.size and not covers[t]):
+                    continue
+                if steps.size and k == step:
+                    if x.size and x[t] != x[at]:
+                        return False
+                    continue
+                if k < step or (x.size and not (abs(x[t]) < largest)):
+                    return False
+                if steps.size:
+                    step, at = k, t
     return True

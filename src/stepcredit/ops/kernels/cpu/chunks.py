@@ -18,59 +18,54 @@ def divide_length_of_chunks(
 
 @Kernel
 def _chunks(  # type: ignore[no-untyped-def]
-    lo, hi, x, covers, center, slope, each, cut, divisors, eta, out, order, edges, mask, begin, end, first, stop, length
-):
+    lo, hi, x, covers, center, slope, each, cut, divisors, eta, out, order, edges,
+    begin, end, length, runs, starts, stops,
+):  # fmt: skip
     longest, every = 0, covers.size == 0
     for place in range(edges[lo], edges[hi]):
-        longest = max(longest, stop[order[place]] - first[order[place]])
+        longest = max(longest, length[order[place]])
     average, to_go, chunk, on = np.empty(longest), np.empty(longest), np.empty(longest, np.int64), np.empty(longest)
     values, written = np.empty(longest, x.dtype), np.empty(longest, out.dtype)  # of a row without its gaps
     falling = divisors[:0:-1].copy()
     for g in range(lo, hi):
         longest = 0
         for place in range(edges[g], edges[g + 1]):
-            longest = max(longest, stop[order[place]] - first[order[place]])
+            longest = max(longest, length[order[place]])
         average[:longest] = 0.0
         for place in range(edges[g], edges[g + 1]):
-            r = order[place]
-            t, b, c, s, j = first[r], stop[r], center[r], cut[r], 0
-            whole = b - t == length[r]
-            while t < b:  # from a run of response tokens to the next
-                ends = b if whole else t
-                while ends < b and mask[ends]:
-                    ends += 1
-                row, sums = x[t:ends], average[j : j + ends - t]
+            r, n = order[place], 0
+            c, s = center[r], cut[r]
+            for i in range(runs[r], runs[r + 1]):
+                run, sums = x[starts[i] : stops[i]], average[n:]
                 if every:
-                    for i in range(row.size):
-                        sums[i] += (row[i] - c) * s
+                    for j in range(run.size):
+                        sums[j] += (run[j] - c) * s
                 else:
-                    for i in range(row.size):
-                        sums[i] += (row[i] - c) * s if covers[t + i] else 0.0
-                j += row.size
-                t = ends
-                while t < b and not mask[t]:
-                    t += 1
+                    for j in range(run.size):
+                        sums[j] += (run[j] - c) * s if covers[starts[i] + j] else 0.0
+                n += run.size
         for j in range(longest):
             average[j] /= edges[g + 1] - edges[g]
         cuts = 0  # chunk holds that of so many positions, for every row that is covered throughout
         for place in range(edges[g], edges[g + 1]):
             r = order[place]
-            a, b, c, s, e, n = first[r], stop[r], center[r], slope[r], each[r], 0
-            whole = b - a == length[r]
-            out[begin[r] : a] = 0
-            out[b : end[r]] = 0
-            row, credit = x[a:b], out[a:b]
-            if not (whole and every):
-                for t in range(a, b):
-                    values[n] = x[t]
-                    on[n] = every or covers[t]
-                    n += mask[t]
-                row, credit = values[:n], written[:n]
-            n = row.size
+            c, s, e, n, at = center[r], slope[r], each[r], length[r], begin[r]
             if n == 0:
+                out[at : end[r]] = 0
                 continue
+            a, b, whole = starts[runs[r]], stops[runs[r + 1] - 1], runs[r + 1] - runs[r] == 1
+            row, credit = x[a:b], out[a:b]
+            if not whole:
+                row, credit, n = values[:n], written[:n], 0
+                for i in range(runs[r], runs[r + 1]):
+                    values[n : n + stops[i] - starts[i]] = x[starts[i] : stops[i]]
+                    n += stops[i] - starts[i]
             if not every:
-                cuts = 0
+                cuts, n = 0, 0
+                for i in range(runs[r], runs[r + 1]):
+                    for t in range(starts[i], stops[i]):
+                        on[n] = covers[t]
+                        n += 1
             if cuts == 0:
                 cuts, value, chunk[0] = n if not every else longest, average[0] if every or on[0] else 0.0, 0
                 for j in range(1, cuts):
@@ -96,9 +91,11 @@ def _chunks(  # type: ignore[no-untyped-def]
                         to_go[last] = total / divisors[chunks - last]
                 for j in range(credit.size):
                     credit[j] = to_go[chunk[j]]
-            if whole and every:
-                continue
             n = 0
-            for t in range(a, b):
-                out[t] = written[n] if mask[t] else 0
-                n += mask[t]
+            for i in range(runs[r], runs[r + 1]):
+                out[at : starts[i]] = 0
+                at = stops[i]
+                if not whole:
+                    out[starts[i] : at] = written[n : n + at - starts[i]]
+                    n += at - starts[i]
+            out[at : end[r]] = 0

@@ -108,5 +108,7 @@ def signal_arrays(signal: Signal) -> tuple[Array, Array, Array]:
 
 
 def _arrays(rows: Rows) -> tuple[Array, ...]:
-    """What every kernel over rows takes, in the order of the attributes."""
-    return tuple(map(array, (rows.mask, rows.begin, rows.end, rows.first, rows.stop, rows.length)))
+    """What every kernel over rows takes; none reads the mask."""
+    runs = rows.runs
+    assert runs is not None  # of rows that were found by these kernels
+    return tuple(map(array, (rows.begin, rows.end, rows.length, runs.of_row, runs.starts, runs.stops)))

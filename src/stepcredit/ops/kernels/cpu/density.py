@@ -19,73 +19,55 @@ def divide_length_of_steps(signal: Signal, line: Line, divisors: Tensor, rows: R
 
 
 @Kernel
-def _return_to_go(lo, hi, x, steps, covers, center, slope, each, out, mask, begin, end, first, stop, length):  # type: ignore[no-untyped-def]
-    for r in range(lo, hi):
-        a, b = first[r], stop[r]
-        out[begin[r] : a] = 0
-        out[b : end[r]] = 0
-        whole = b - a == length[r]
-        c, s, credit, step = center[r], slope[r], each[r], -1
-        if whole and steps.size and covers.size == 0:
-            row, ids, line, stops = x[a:b], steps[a:b], out[a:b], b - a
-            while stops > 0:
-                k = ids[stops - 1]
-                starts = stops - 1
-                while starts > 0 and ids[starts - 1] == k:
-                    starts -= 1
-                if k >= 0 and k != step:
-                    credit += (row[stops - 1] - c) * s
-                    step = k
-                line[starts:stops] = credit
-                stops = starts
-            continue
-        for t in range(b - 1, a - 1, -1):
-            if not (whole or mask[t]):
-                out[t] = 0
+def _return_to_go(lo, hi, x, steps, covers, center, slope, each, out, begin, end, length, runs, starts, stops):  # type: ignore[no-untyped-def]
+    every = covers.size == 0
+    for r in range(hi - 1, lo - 1, -1):  # from back to front throughout: memory is read ahead in one direction
+        c, s, credit, step, behind = center[r], slope[r], each[r], -1, end[r]
+        for i in range(runs[r + 1] - 1, runs[r] - 1, -1):
+            a, b = starts[i], stops[i]
+            out[b:behind] = 0
+            run, line, at, behind = x[a:b], out[a:b], b - a, a
+            if steps.size == 0:
+                for j in range(b - a - 1, -1, -1):
+                    if every or covers[a + j]:
+                        credit += (run[j] - c) * s
+                    line[j] = credit
                 continue
-            if steps.size:
-                k = steps[t]
-                if k != step and k >= 0 and (covers.size == 0 or covers[t]):
-                    credit += (x[t] - c) * s
+            ids = steps[a:b]
+            while at > 0:  # tokens of one step that are covered, or are not
+                last, k, on = at, ids[at - 1], every or covers[a + at - 1]
+                at -= 1
+                while at > 0 and ids[at - 1] == k and (every or covers[a + at - 1] == on):
+                    at -= 1
+                if on and k >= 0 and k != step:
+                    credit += (run[last - 1] - c) * s
                     step = k
-            elif covers.size == 0 or covers[t]:
-                credit += (x[t] - c) * s
-            out[t] = credit
+                line[at:last] = credit
+        out[begin[r] : behind] = 0
 
 
 @Kernel
 def _divide_length(  # type: ignore[no-untyped-def]
-    lo, hi, x, steps, covers, center, slope, each, divisors, out, mask, begin, end, first, stop, length
+    lo, hi, x, steps, covers, center, slope, each, divisors, out, begin, end, length, runs, starts, stops
 ):
-    for r in range(lo, hi):
-        a, b = first[r], stop[r]
-        out[begin[r] : a] = 0
-        out[b : end[r]] = 0
-        whole = b - a == length[r]
-        c, s, e = center[r], slope[r], each[r]
+    every = covers.size == 0
+    for r in range(hi - 1, lo - 1, -1):
+        c, s, e, behind = center[r], slope[r], each[r], end[r]
         to_go, left, credit, step = 0.0, 0, 0.0, -2
-        if whole and covers.size == 0:
-            row, ids, line, stops = x[a:b], steps[a:b], out[a:b], b - a
-            while stops > 0:
-                k = ids[stops - 1]
-                starts = stops - 1
-                while starts > 0 and ids[starts - 1] == k:
-                    starts -= 1
-                to_go += (row[stops - 1] - c) * s + e if k >= 0 else e
-                left += 1
-                line[starts:stops] = to_go / divisors[left]
-                stops = starts
-            continue
-        for t in range(b - 1, a - 1, -1):
-            if not (whole or mask[t]):
-                out[t] = 0
-                continue
-            k = steps[t]
-            if k < 0 or (covers.size and not covers[t]):
-                k = -1
-            if k != step:
-                to_go += (x[t] - c) * s + e if k >= 0 else e
-                left += 1
-                credit = to_go / divisors[left]
-                step = k
-            out[t] = credit
+        for i in range(runs[r + 1] - 1, runs[r] - 1, -1):
+            a, b = starts[i], stops[i]
+            out[b:behind] = 0
+            run, ids, line, at, behind = x[a:b], steps[a:b], out[a:b], b - a, a
+            while at > 0:
+                last, k, on = at, ids[at - 1], every or covers[a + at - 1]
+                at -= 1
+                while at > 0 and ids[at - 1] == k and (every or covers[a + at - 1] == on):
+                    at -= 1
+                k = k if on else -1
+                if k != step:
+                    to_go += (run[last - 1] - c) * s + e if k >= 0 else e
+                    left += 1
+                    credit = to_go / divisors[left]
+                    step = k
+                line[at:last] = credit
+        out[begin[r] : behind] = 0

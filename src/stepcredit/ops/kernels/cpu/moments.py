@@ -18,53 +18,57 @@ def moments(signal: Signal, rows: Rows) -> Moments:
 
 
 @in_any_order
-def _moments(lo, hi, x, steps, covers, reals, counts, mask, begin, end, first, stop, length):  # type: ignore[no-untyped-def]
+def _moments(lo, hi, x, steps, covers, reals, counts, begin, end, length, runs, starts, stops):  # type: ignore[no-untyped-def]
     longest = 0
     for r in range(lo, hi):
-        longest = max(longest, stop[r] - first[r])
+        longest = max(longest, length[r])
     values = np.empty(longest, np.float64)  # room for one row's steps
     for r in range(lo, hi):
-        a, b, n, changes = first[r], stop[r], 0, 0
-        if a == b:
+        if length[r] == 0:
             continue
-        whole = b - a == length[r]
-        total, squares = 0.0, 0.0
-        if whole and steps.size == 0 and covers.size == 0:
-            row, later = x[a:b], x[a + 1 : b]  # slices: an index that cannot be negative lets loops run on vectors
-            for j in range(row.size):
-                total += row[j]
-            mean = total / row.size
-            for j in range(row.size):
-                squares += (row[j] - mean) * (row[j] - mean)
-            for j in range(later.size):
-                changes += row[j] != later[j]
-            reals[r, 0], reals[r, 1], reals[r, 2], reals[r, 3] = mean, squares, x[a], x[a]
-            counts[r, 0], counts[r, 1], counts[r, 2] = b - a, changes > 0, changes
+        n, changes, total, squares = 0, 0, 0.0, 0.0
+        if steps.size == 0 and covers.size == 0:
+            before = x[starts[runs[r]]]
+            reals[r, 2], reals[r, 3] = before, before
+            for i in range(runs[r], runs[r + 1]):
+                run = x[starts[i] : stops[i]]
+                for j in range(run.size):
+                    total += run[j]
+            mean = total / length[r]
+            for i in range(runs[r], runs[r + 1]):
+                run, later = x[starts[i] : stops[i]], x[starts[i] + 1 : stops[i]]
+                for j in range(run.size):
+                    squares += (run[j] - mean) * (run[j] - mean)
+                changes += run[0] != before
+                for j in range(later.size):
+                    changes += run[j] != later[j]
+                before = run[run.size - 1]
+            reals[r, 0], reals[r, 1] = mean, squares
+            counts[r, 0], counts[r, 1], counts[r, 2] = length[r], changes > 0, changes
             continue
         if steps.size:
-            step, row, ids = -1, x[a:b], steps[a:b]
-            for j in range(ids.size):
-                k = ids[j]
-                if k != step and k >= 0 and (whole or mask[a + j]) and (covers.size == 0 or covers[a + j]):
-                    values[n] = row[j]
-                    n += 1
-                    step = k
+            step = -1
+            for i in range(runs[r], runs[r + 1]):
+                run, ids = x[starts[i] : stops[i]], steps[starts[i] : stops[i]]
+                for j in range(ids.size):
+                    k = ids[j]
+                    if k != step and k >= 0 and (covers.size == 0 or covers[starts[i] + j]):
+                        values[n] = run[j]
+                        n += 1
+                        step = k
         else:
-            before, seen = 0.0, False
-            for t in range(a, b):
-                if not mask[t]:
-                    continue
-                on = covers.size == 0 or covers[t]
-                here = 0.0
-                if on:
-                    here = x[t]
-                    values[n] = here
-                    n += 1
-                if not seen:
-                    reals[r, 3] = here
-                elif here != before:
-                    changes += 1
-                before, seen = here, True
+            before = 0.0
+            for i in range(runs[r], runs[r + 1]):
+                for t in range(starts[i], stops[i]):
+                    here = 0.0
+                    if covers[t]:
+                        here = x[t]
+                        values[n] = here
+                        n += 1
+                    if t == starts[runs[r]]:
+                        reals[r, 3], before = here, here
+                    changes += here != before
+                    before = here
         if n == 0:
             counts[r, 2] = changes
             continue

@@ -20,32 +20,28 @@ def returns(signal: Signal, line: Line, rows: Rows) -> Returns:
 @in_any_order
 def _returns(  # type: ignore[no-untyped-def]
     lo, hi, x, steps, covers, center, slope, each, mean, squares, least, greatest, sums, count,
-    mask, begin, end, first, stop, length,
+    begin, end, length, runs, starts, stops,
 ):  # fmt: skip
     longest = 0
     for r in range(lo, hi):
-        longest = max(longest, stop[r] - first[r])
+        longest = max(longest, length[r])
     room = np.empty(longest, np.float64)
-    for r in range(lo, hi):
-        a, b, c, s = first[r], stop[r], center[r], slope[r]
-        if a == b:
+    for r in range(hi - 1, lo - 1, -1):
+        if length[r] == 0:
             continue
-        whole, to_go, step, n, summed = b - a == length[r], each[r], -1, 0, 0
-        for t in range(b - 1, a - 1, -1):
-            if not (whole or mask[t]):
-                continue
-            on = covers.size == 0 or covers[t]
-            if steps.size:
-                k = steps[t]
-                on = on and k >= 0 and k != step
-                step = k if on else step
-            if on:
-                to_go += (x[t] - c) * s
-                summed += 1
-            room[n] = to_go
-            n += 1
-        if n == 0:  # the mask has changed since
-            continue
+        c, s, to_go, step, n, summed = center[r], slope[r], each[r], -1, 0, 0
+        for i in range(runs[r + 1] - 1, runs[r] - 1, -1):
+            for t in range(stops[i] - 1, starts[i] - 1, -1):
+                on = covers.size == 0 or covers[t]
+                if steps.size:
+                    k = steps[t]
+                    on = on and k >= 0 and k != step
+                    step = k if on else step
+                if on:
+                    to_go += (x[t] - c) * s
+                    summed += 1
+                room[n] = to_go
+                n += 1
         values, total, low, high, apart = room[:n], 0.0, room[0], room[0], 0.0
         for j in range(values.size):
             total += values[j]

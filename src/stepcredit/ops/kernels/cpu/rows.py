@@ -5,16 +5,23 @@ import torch
 from torch import Tensor
 
 from stepcredit.ops.kernels.cpu.compiling import Array, Kernel, array, over_rows
-from stepcredit.ops.kernels.operands import Rows
+from stepcredit.ops.kernels.operands import Extents, Rows, Runs
 
 
-def extents(mask: Tensor, begin: Tensor, end: Tensor, counted: Tensor | None) -> tuple[Tensor, ...]:
-    """`Rows.first`, `Rows.stop` and `Rows.length`."""
-    found = torch.zeros(3, begin.numel(), dtype=torch.int64)
-    all_count = torch.ones(begin.numel(), dtype=torch.bool)
-    counts, read, *given = map(array, (all_count if counted is None else counted, mask, begin, end, *found.unbind()))
-    _extents.run(begin.numel(), mask.numel(), counts, _eights(read), read, *given)
-    return found.unbind()
+def extents(mask: Tensor, begin: Tensor, end: Tensor, counted: Tensor | None) -> Extents:
+    """`Rows.first`, `Rows.stop`, `Rows.length` and `Rows.runs`."""
+    n, tokens = begin.numel(), mask.numel()
+    first, stop, length = torch.zeros(3, n, dtype=torch.int64).unbind()
+    of_row = torch.zeros(n + 1, dtype=torch.int64)
+    all_count = torch.ones(n, dtype=torch.bool)
+    counts, read = array(all_count if counted is None else counted), array(mask)
+    found = tuple(map(array, (first, stop, length)))
+    _extents.run(n, tokens, counts, _eights(read), read, array(begin), array(end), *found)
+    _count_runs.run(n, tokens, read, *found, array(of_row))
+    of_row = of_row.cumsum(0)
+    starts, stops = torch.empty(2, int(of_row[-1]), dtype=torch.int64).unbind()
+    _find_runs.run(n, tokens, read, *found, *map(array, (of_row, starts, stops)))
+    return first, stop, length, Runs(of_row, starts, stops)
 
 
 def spread(values: Tensor, rows: Rows, out: Tensor) -> None:
@@ -74,17 +81,37 @@ def _extents(lo, hi, counted, words, mask, begin, end, first, stop, length):  # 
 
 
 @Kernel
-def _spread(lo, hi, values, out, mask, begin, end, first, stop, length):  # type: ignore[no-untyped-def]
+def _count_runs(lo, hi, mask, first, stop, length, of_row):  # type: ignore[no-untyped-def]
     for r in range(lo, hi):
-        a, b, value = first[r], stop[r], values[r]
-        if end[r] - begin[r] < 32:  # slices take longer to make than so few tokens to write
-            for t in range(begin[r], end[r]):
-                out[t] = value if a <= t < b and mask[t] else 0
-            continue
-        out[begin[r] : a] = 0
-        if b - a == length[r]:
-            out[a:b] = value
-        else:
-            for t in range(a, b):
-                out[t] = value if mask[t] else 0
-        out[b : end[r]] = 0
+        a, b, n = first[r], stop[r], np.int64(length[r] > 0)
+        if b - a > length[r]:
+            row, later = mask[a:b], mask[a + 1 : b]
+            for j in range(later.size):
+                n += later[j] > row[j]
+        of_row[r + 1] = n
+
+
+@Kernel
+def _find_runs(lo, hi, mask, first, stop, length, of_row, starts, stops):  # type: ignore[no-untyped-def]
+    for r in range(lo, hi):
+        t, b = first[r], stop[r]
+        for i in range(of_row[r], of_row[r + 1]):
+            starts[i] = t
+            if b - first[r] == length[r]:
+                t = b
+            while t < b and mask[t]:
+                t += 1
+            stops[i] = t
+            while t < b and not mask[t]:
+                t += 1
+
+
+@Kernel
+def _spread(lo, hi, values, out, begin, end, length, runs, starts, stops):  # type: ignore[no-untyped-def]
+    for r in range(lo, hi):
+        at, value = begin[r], values[r]
+        for i in range(runs[r], runs[r + 1]):
+            out[at : starts[i]] = 0
+            out[starts[i] : stops[i]] = value
+            at = stops[i]
+        out[at : end[r]] = 0

@@ -16,30 +16,23 @@ def prefix_step_advantage(
 
 @Kernel
 def _prefix(  # type: ignore[no-untyped-def]
-    lo, hi, policy, ref, each, beta, out, order, edges, mask, begin, end, first, stop, length
+    lo, hi, policy, ref, each, beta, out, order, edges, begin, end, length, runs, starts, stops
 ):
     longest = 0
     for place in range(edges[lo], edges[hi]):
-        longest = max(longest, stop[order[place]] - first[order[place]])
+        longest = max(longest, length[order[place]])
     sums, alive, so_far = np.empty(longest), np.empty(longest), np.empty(longest)
     for g in range(lo, hi):
         sums[:] = 0.0
         alive[:] = 0.0
         for turn in range(2):  # first what the group's mean is made of, then each row less the mean
             for place in range(edges[g], edges[g + 1]):
-                r = order[place]
-                a, b, n = first[r], stop[r], 0
-                p, q, total, credit = policy[a:b], ref[a:b], 0.0, out[a:b]
-                whole = b - a == length[r]
-                if whole:
-                    n = b - a
+                r, n, total = order[place], 0, 0.0
+                for i in range(runs[r], runs[r + 1]):
+                    p, q, here = policy[starts[i] : stops[i]], ref[starts[i] : stops[i]], so_far[n:]
                     for j in range(p.size):
-                        so_far[j] = beta * (np.float64(p[j]) - np.float64(q[j]))
-                else:
-                    for t in range(b - a):
-                        if mask[a + t]:
-                            so_far[n] = beta * (np.float64(p[t]) - np.float64(q[t]))
-                            n += 1
+                        here[j] = beta * (np.float64(p[j]) - np.float64(q[j]))
+                    n += p.size
                 for j in range(n):
                     total += so_far[j]
                     so_far[j] = total
@@ -49,18 +42,15 @@ def _prefix(  # type: ignore[no-untyped-def]
                     for j in range(n):
                         alive[j] += 1.0
                     continue
-                out[begin[r] : a] = 0
-                out[b : end[r]] = 0
-                if whole:
+                n, at = 0, begin[r]
+                for i in range(runs[r], runs[r + 1]):
+                    out[at : starts[i]] = 0
+                    at = stops[i]
+                    credit, here, mean = out[starts[i] : at], so_far[n:], sums[n:]
                     for j in range(credit.size):
-                        credit[j] = each[r] + (so_far[j] - sums[j])
-                    continue
-                j = 0
-                for t in range(b - a):
-                    credit[t] = 0
-                    if mask[a + t]:
-                        credit[t] = each[r] + (so_far[j] - sums[j])
-                        j += 1
+                        credit[j] = each[r] + (here[j] - mean[j])
+                    n += credit.size
+                out[at : end[r]] = 0
             if turn == 0:
                 for j in range(sums.size):
                     sums[j] /= max(alive[j], 1.0)

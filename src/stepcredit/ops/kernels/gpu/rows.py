@@ -5,15 +5,16 @@ from torch import Tensor
 
 from stepcredit.ops.kernels.gpu import language
 from stepcredit.ops.kernels.gpu.language import cdiv, constexpr, jit, launch, tl
-from stepcredit.ops.kernels.operands import Rows
+from stepcredit.ops.kernels.operands import Extents, Rows
 
 
-def extents(mask: Tensor, begin: Tensor, end: Tensor, counted: Tensor | None) -> tuple[Tensor, ...]:
-    """`Rows.first`, `Rows.stop` and `Rows.length`."""
+def extents(mask: Tensor, begin: Tensor, end: Tensor, counted: Tensor | None) -> Extents:
+    """`Rows.first`, `Rows.stop` and `Rows.length`; no runs."""
     found = begin.new_empty(3, begin.numel())
     given = mask if counted is None else counted
     launch(_extents, (begin.numel(),), octets(mask), begin, end, octets(given), *found, COUNTED=counted is not None)
-    return found.unbind()
+    first, stop, length = found.unbind()
+    return first, stop, length, None
 
 
 def spread(values: Tensor, rows: Rows, out: Tensor) -> None:
