@@ -328,16 +328,39 @@ def test_out_may_be_a_field_of_the_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMPILED)
-def test_a_mask_that_was_written_to_changes_no_credit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mask_that_was_written_to_leads_no_kernel_out_of_its_arrays(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Kernel, "compiled", property(lambda self: self.plain))  # numpy checks every index from above
     for seed in range(25):
-        options, plain = options_of(name, seed), plain_batch(seed)
-        want = torch.tensor(SCHEMES[name][0](plain, **options), dtype=torch.float64)
+        estimator, plain = ESTIMATORS[name](**options_of(name, seed)), plain_batch(seed)
         with kernels.using("always"):
             batch = padded(plain)
-            for mask in (batch.response_mask.clone(), True, False):  # it is read once
-                batch.response_mask[:] = mask
-                torch.testing.assert_close(ESTIMATORS[name](**options)(batch).advantages, want)
+            torch.testing.assert_close(
+                estimator(batch).advantages,
+                torch.tensor(SCHEMES[name][0](plain, **options_of(name, seed)), dtype=torch.float64),
+            )
+            batch.response_mask.fill_(True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # what was padding holds nan
+                estimator(batch)
+            batch.response_mask.fill_(False)
+            estimator(batch)
+
+
+@pytest.mark.parametrize("true", [2, 128, 255])
+def test_true_may_be_any_byte_but_0(true: int) -> None:
+    g = torch.Generator().manual_seed(4)
+    bits = (torch.rand(9, 53, generator=g) < 0.7) & (torch.arange(53) < 50)
+    fields = {"group_ids": torch.arange(9) // 3, "rewards": torch.rand(9, generator=g)}
+    fields |= {"process_rewards": torch.randn(9, 53, generator=g).double()}
+    for others in (1, true):
+        bytes_ = torch.where(bits, true, 0).to(torch.uint8)
+        bytes_[:, ::2] = torch.where(bits[:, ::2], others, 0)
+        for estimator in (GRPO(), PASS()):
+            with kernels.using("always"):
+                got = estimator(RolloutBatch(bytes_.view(torch.bool), **fields)).advantages
+                torch.testing.assert_close(got, estimator(RolloutBatch(bits, **fields)).advantages)
 
 
 @pytest.mark.parametrize("is_packed", [False, True])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stepcredit.errors import InputError
 from stepcredit.ops import kernels
+from stepcredit.ops.kernels.offered import Kernels
 from stepcredit.ops.kernels.operands import Rows
 from stepcredit.ops.segments import Segments
 
@@ -39,10 +40,17 @@ class Layout:
         """Where the batch's tensors are."""
         return self.response_mask.device
 
-    @cached_property
+    @property
     def in_place(self) -> Rows:
         """The rows as kernels read them; only where `stepcredit.ops.kernels.refusal` has nothing to say."""
-        return Rows.of(self.response_mask, self.row_mask, self.cu_seqlens)
+        package = kernels.package(self.device)
+        if package not in self._in_place:
+            self._in_place[package] = Rows.of(self.response_mask, self.row_mask, self.cu_seqlens)
+        return self._in_place[package]
+
+    @cached_property
+    def _in_place(self) -> dict[Kernels, Rows]:
+        return {}  # nearly always of one package
 
     @cached_property
     def counted(self) -> Tensor:

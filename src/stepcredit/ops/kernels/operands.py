@@ -12,7 +12,9 @@ from stepcredit.ops.kernels.choosing import package
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """Response tokens that stand together, run after run and row after row; a row without gaps is one run.
+    """Response tokens that stand together, run after run and row after row.
+
+    A row without gaps is one run; one without response tokens, or that does not count, has none.
 
     Attributes:
         of_row: int64 [batch + 1], row r has those from ``of_row[r]`` to before ``of_row[r + 1]``.
@@ -39,7 +41,8 @@ class Rows:
         first: int64 [batch], its first response token; its begin if it has none.
         stop: int64 [batch], one beyond its last response token; its begin if it has none.
         length: int64 [batch], how many response tokens it has; 0 for a row that does not count.
-        runs: Its response tokens; on the CPU alone, since a GPU would be waited for to say how many runs there are.
+        runs: Their response tokens, for kernels on the CPU; None for others: how many there are, a GPU would be
+            waited for.
     """
 
     mask: Tensor

@@ -53,19 +53,18 @@ def _chunks(  # type: ignore[no-untyped-def]
             if n == 0:
                 out[at : end[r]] = 0
                 continue
-            a, b, whole = starts[runs[r]], stops[runs[r + 1] - 1], runs[r + 1] - runs[r] == 1
+            a, b, in_place = starts[runs[r]], stops[runs[r + 1] - 1], every and runs[r + 1] - runs[r] == 1
             row, credit = x[a:b], out[a:b]
-            if not whole:
-                row, credit, n = values[:n], written[:n], 0
+            if not in_place:
+                row, credit, filled = values[:n], written[:n], 0
                 for i in range(runs[r], runs[r + 1]):
-                    values[n : n + stops[i] - starts[i]] = x[starts[i] : stops[i]]
-                    n += stops[i] - starts[i]
+                    run, ons = x[starts[i] : stops[i]], on[filled:]
+                    values[filled : filled + run.size] = run
+                    for j in range(0 if every else run.size):
+                        ons[j] = covers[starts[i] + j]
+                    filled += run.size
             if not every:
-                cuts, n = 0, 0
-                for i in range(runs[r], runs[r + 1]):
-                    for t in range(starts[i], stops[i]):
-                        on[n] = covers[t]
-                        n += 1
+                cuts = 0
             if cuts == 0:
                 cuts, value, chunk[0] = n if not every else longest, average[0] if every or on[0] else 0.0, 0
                 for j in range(1, cuts):
@@ -91,11 +90,11 @@ def _chunks(  # type: ignore[no-untyped-def]
                         to_go[last] = total / divisors[chunks - last]
                 for j in range(credit.size):
                     credit[j] = to_go[chunk[j]]
-            n = 0
+            filled = 0
             for i in range(runs[r], runs[r + 1]):
                 out[at : starts[i]] = 0
                 at = stops[i]
-                if not whole:
-                    out[starts[i] : at] = written[n : n + at - starts[i]]
-                    n += at - starts[i]
+                if not in_place:
+                    out[starts[i] : at] = written[filled : filled + at - starts[i]]
+                    filled += at - starts[i]
             out[at : end[r]] = 0

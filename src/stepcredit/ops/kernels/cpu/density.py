@@ -21,7 +21,7 @@ def divide_length_of_steps(signal: Signal, line: Line, divisors: Tensor, rows: R
 @Kernel
 def _return_to_go(lo, hi, x, steps, covers, center, slope, each, out, begin, end, length, runs, starts, stops):  # type: ignore[no-untyped-def]
     every = covers.size == 0
-    for r in range(hi - 1, lo - 1, -1):  # from back to front throughout: memory is read ahead in one direction
+    for r in range(hi - 1, lo - 1, -1):  # backward throughout, so that reading does not turn round at each row
         c, s, credit, step, behind = center[r], slope[r], each[r], -1, end[r]
         for i in range(runs[r + 1] - 1, runs[r] - 1, -1):
             a, b = starts[i], stops[i]
