@@ -120,6 +120,7 @@ def test_cases_are_what_they_say() -> None:
     assert set(of["one-group"]["group_ids"].tolist()) == {0}
     holed = of["holes"]["response_mask"].int()
     assert (holed.diff(dim=1) == 1).any(1).sum() > 16  # a response goes on behind a tool's tokens
+    assert 0.45 < lengths["scattered"].sum() / lengths["ragged"].sum() < 0.55
 
 
 def test_bytes_by_hand() -> None:

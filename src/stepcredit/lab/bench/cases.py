@@ -41,6 +41,7 @@ CASES: dict[str, Case] = {
     "ragged": Case(RAGGED, 512, 2048),
     "full": Case("every rollout T tokens long", 512, 2048),
     "holes": Case(f"{RAGGED}, every other {TURN} tokens a tool's", 512, 2048),
+    "scattered": Case(f"{RAGGED}, every place a response token or not by a coin", 512, 2048),
     "tiny-groups": Case(f"groups of 2; {RAGGED}", 16_384, 64, 2),
     "one-group": Case(f"all rollouts in one group; {RAGGED}", 512, 2048, 0),
     "length-one": Case("every rollout one token long", 1 << 17, 1),
@@ -102,6 +103,8 @@ class Shape:
         mask = place < self.lengths[:, None]
         if self.case == "holes":
             mask &= place // TURN % 2 == 0
+        if self.case == "scattered":
+            mask &= torch.rand(self.rows, self.width, generator=self._generator(6)) < 0.5
         if self.case == "one-left":
             row = self.rows // 2
             mask[:] = False
