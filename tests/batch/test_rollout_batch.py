@@ -1,5 +1,7 @@
 """`RolloutBatch`: three constructors for one thing, and an error for everything else."""
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -7,7 +9,8 @@ import torch
 from hypothesis import given, settings
 
 import stepcredit as sc
-from stepcredit import InputError, RolloutBatch
+from stepcredit import GRPO, InputError, RolloutBatch
+from stepcredit.ops import kernels
 from strategies import packed, padded, plain_batch, seeds
 
 MASK = torch.tensor([[True, True, True], [True, True, False]])
@@ -211,6 +214,15 @@ def test_a_batch_is_frozen_and_replaced() -> None:
     assert batch.replace(rewards=torch.tensor([0.0, 1.0])).rewards.tolist() == [0.0, 1.0]
     assert batch.rewards.tolist() == [1.0, 0.0]
     assert len(batch) == 2
+
+
+@pytest.mark.parametrize("send", [copy.deepcopy, lambda batch: pickle.loads(pickle.dumps(batch))])
+@pytest.mark.parametrize("choice", ["auto", "never"])
+def test_a_batch_that_was_credited_may_be_copied_and_sent(send: Any, choice: Any) -> None:
+    batch = RolloutBatch(torch.ones(4, 1 << 13, dtype=torch.bool), [0, 0, 1, 1], [1.0, 0.0, 1.0, 1.0])
+    with kernels.using(choice):
+        want = GRPO()(batch).advantages
+        assert torch.equal(GRPO()(send(batch)).advantages, want)
 
 
 def test_a_replaced_batch_has_the_layout_of_its_own_masks() -> None:

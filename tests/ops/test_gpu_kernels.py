@@ -254,6 +254,17 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.mark.parametrize("first", ["always", "interpreted"])
+def test_one_batch_goes_through_either_package(first: choosing.Choice) -> None:
+    pytest.importorskip("numba")
+    batch = padded(plain_batch(3))
+    with kernels.using(first):
+        want = GRPO()(batch).advantages
+    for choice in ("interpreted", "always", "never"):
+        with kernels.using(choice):
+            torch.testing.assert_close(GRPO()(batch).advantages, want)
+
+
 SCHEMES_IN_PLACE = [GRPO(), DrGRPO(), RLOO(), GDPO(), GRPOProcess(), GRPOProcess(fusion="separate"), PASS(), SPRO()]
 SCHEMES_IN_PLACE += [GDPO(whiten_over="tokens"), PRIME(), REINFORCEpp(), REINFORCEpp(baseline=True)]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stepcredit.errors import InputError
 from stepcredit.ops import kernels
-from stepcredit.ops.kernels.offered import Kernels
+from stepcredit.ops.kernels.choosing import interpreted
 from stepcredit.ops.kernels.operands import Rows
 from stepcredit.ops.segments import Segments
 
@@ -43,14 +43,15 @@ class Layout:
     @property
     def in_place(self) -> Rows:
         """The rows as kernels read them; only where `stepcredit.ops.kernels.refusal` has nothing to say."""
-        package = kernels.package(self.device)
-        if package not in self._in_place:
-            self._in_place[package] = Rows.of(self.response_mask, self.row_mask, self.cu_seqlens)
-        return self._in_place[package]
+        return self._interpreted if interpreted() else self._compiled
 
     @cached_property
-    def _in_place(self) -> dict[Kernels, Rows]:
-        return {}  # nearly always of one package
+    def _compiled(self) -> Rows:
+        return Rows.of(self.response_mask, self.row_mask, self.cu_seqlens)
+
+    @cached_property
+    def _interpreted(self) -> Rows:
+        return Rows.of(self.response_mask, self.row_mask, self.cu_seqlens)
 
     @cached_property
     def counted(self) -> Tensor:

@@ -22,7 +22,8 @@ class Kernel:
     """A function over units ``lo..hi - 1`` (rows or groups) of flat arrays, compiled when it is first run.
 
     Args:
-        plain: The function: loops over scalars, in the part of Python that Numba knows; it calls no other.
+        plain: The function: loops over scalars, in the part of Python that Numba knows; it calls no other. Where it
+            can it loops over slices: an index that cannot be negative lets a loop run on vector registers.
         any_order: Whether its sums may be taken in any order, which lets them run on vector registers.
     """
 
