@@ -34,9 +34,9 @@ from stepcredit.estimators import Estimator
 from stepcredit.estimators.base import Assignment
 from stepcredit.ops import kernels
 from stepcredit.ops.groups import Pool
-from stepcredit.ops.kernels import choosing
+from stepcredit.ops.kernels import choosing, cpu
 from stepcredit.ops.kernels.cpu.compiling import Kernel, array
-from stepcredit.ops.kernels.operands import Rows
+from stepcredit.ops.kernels.operands import Rows, Signal
 from stepcredit.ops.returns import return_so_far, return_to_go
 from stepcredit.ops.scaling import center, standardize
 from stepcredit.ops.segments import Segments
@@ -349,11 +349,12 @@ def test_a_mask_that_was_written_to_leads_no_kernel_out_of_its_arrays(
 
 
 @pytest.mark.parametrize("true", [2, 128, 255])
-def test_true_may_be_any_byte_but_0(true: int) -> None:
+@pytest.mark.parametrize("width", [53, 64])  # of 64 all bytes are read eight at a time
+def test_true_may_be_any_byte_but_0(true: int, width: int) -> None:
     g = torch.Generator().manual_seed(4)
-    bits = (torch.rand(9, 53, generator=g) < 0.7) & (torch.arange(53) < 50)
+    bits = (torch.rand(9, width, generator=g) < 0.7) & (torch.arange(width) < width - 3)
     fields = {"group_ids": torch.arange(9) // 3, "rewards": torch.rand(9, generator=g)}
-    fields |= {"process_rewards": torch.randn(9, 53, generator=g).double()}
+    fields |= {"process_rewards": torch.randn(9, width, generator=g).double()}
     for others in (1, true):
         bytes_ = torch.where(bits, true, 0).to(torch.uint8)
         bytes_[:, ::2] = torch.where(bits[:, ::2], others, 0)
@@ -361,6 +362,14 @@ def test_true_may_be_any_byte_but_0(true: int) -> None:
             with kernels.using("always"):
                 got = estimator(RolloutBatch(bytes_.view(torch.bool), **fields)).advantages
                 torch.testing.assert_close(got, estimator(RolloutBatch(bits, **fields)).advantages)
+
+
+def test_a_later_step_is_held_to_its_own_first_value() -> None:
+    mask, steps = torch.ones(1, 3, dtype=torch.bool), torch.tensor([[0, 1, 1]])
+    for values, refused in (([0.5, 0.7, 0.7], False), ([0.5, 0.7, 0.5], True)):
+        rows = Rows.of(mask, None, None)
+        signal = Signal.of(torch.tensor([values]), steps, None)
+        assert cpu.signal_is_sound(signal, 1e6, rows) is not refused
 
 
 @pytest.mark.parametrize("is_packed", [False, True])
